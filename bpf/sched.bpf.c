@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Where the time of a traced thread goes: the breakdown of every thread that
+ * publishes its context, and spans for the contexts that enabled this program.
+ */
+#include "ebpftrace.bpf.h"
+#include "sched.h"
+#include "wait_cause.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* A wait shorter than this is in the breakdown but makes no span. */
+const volatile __u64 min_off_cpu_ns = 100000;
+/* Set from the kernel's BTF: sched_switch passes prev_state as its fourth argument. */
+const volatile bool has_prev_state = false;
+
+static __always_inline __u64 line_owner(const struct ebt_slot *slot)
+{
+	return slot->tid | (__u64)slot->generation << 32;
+}
+
+/* Start a thread's account: its slot is new, or had another owner. */
+static __always_inline void line_reset(struct ebt_line *line, const struct ebt_slot *slot,
+				       __u64 on_since)
+{
+	__builtin_memset(line->times, 0, sizeof(line->times));
+	line->lost = 0;
+	line->off_since = 0;
+	line->woken_at = 0;
+	line->mask = 0;
+	line->on_since = on_since;
+	line->switches++;
+	line->owner = line_owner(slot);
+}
+
+/* Remember whose span this wait belongs to: at wake-up the thread is not there to ask. */
+static __always_inline void line_save_context(struct ebt_line *line, const struct ebt_slot *slot)
+{
+	line->mask = 0;
+	if (!ebt_enabled(slot))
+		return;
+	__builtin_memcpy(line->trace_id, slot->trace_id, sizeof(line->trace_id));
+	__builtin_memcpy(line->span_id, slot->span_id, sizeof(line->span_id));
+	line->mask = slot->mask;
+}
+
+static __always_inline void submit_switch(struct ebt_line *line, struct task_struct *prev,
+					  struct task_struct *next, bool preempt, long state)
+{
+	struct ebt_sched_switch *record;
+
+	record = ebt_reserve(struct ebt_sched_switch, EBT_SCHED_SWITCH, line->off_since,
+			     line->trace_id, line->span_id);
+	if (!record) {
+		line->lost++;
+		return;
+	}
+	record->pid = prev->tgid;
+	record->tid = prev->pid;
+	record->cpu = bpf_get_smp_processor_id();
+	record->state = state;
+	record->preempt = preempt;
+	record->next_tid = next->pid;
+	bpf_probe_read_kernel(record->next_comm, sizeof(record->next_comm), next->comm);
+	ebt_submit(record);
+}
+
+static __always_inline void switch_out(struct ebt_thread *thread, struct task_struct *prev,
+				       struct task_struct *next, bool preempt, long state,
+				       __u64 now)
+{
+	struct ebt_line *line = ebt_thread_line(prev, thread);
+	struct syscall call;
+
+	if (!line)
+		return;
+	if (line->owner != line_owner(thread->slot))
+		line_reset(line, thread->slot, thread->slot->claimed_ns);
+	line->times[EBT_ON_CPU] += now - line->on_since;
+	line->off_since = now;
+	line->woken_at = 0;
+	line->waker_tid = 0;
+	__builtin_memset(line->waker_comm, 0, sizeof(line->waker_comm));
+	task_syscall(prev, &call);
+	line->syscall = call.nr;
+	line->cause = wait_cause(prev, state, &call);
+	line_save_context(line, thread->slot);
+	if (line->mask)
+		submit_switch(line, prev, next, preempt, state);
+}
+
+static __always_inline void submit_off_cpu(struct ebt_line *line, struct task_struct *task,
+					   __u8 cause, __u64 start, __u64 end)
+{
+	struct ebt_sched_off_cpu *record;
+
+	if (end - start < min_off_cpu_ns)
+		return;
+	record = ebt_reserve(struct ebt_sched_off_cpu, EBT_SCHED_OFF_CPU, start, line->trace_id,
+			     line->span_id);
+	if (!record) {
+		line->lost++;
+		return;
+	}
+	record->span.duration_ns = end - start;
+	record->pid = task->tgid;
+	record->tid = task->pid;
+	record->cpu = bpf_get_smp_processor_id();
+	record->syscall = line->syscall;
+	record->cause = cause;
+	if (cause != EBT_RUN_QUEUE && cause != EBT_THROTTLED) {
+		record->waker_tid = line->waker_tid;
+		__builtin_memcpy(record->waker_comm, line->waker_comm, sizeof(record->waker_comm));
+	}
+	ebt_submit(record);
+}
+
+/* One of the thread's waits is over: [start, end) went to `cause`. */
+static __always_inline void account_wait(struct ebt_line *line, struct task_struct *task,
+					 __u8 cause, __u64 start, __u64 end)
+{
+	if (end <= start || cause >= EBT_CAUSES)
+		return;
+	line->times[cause] += end - start;
+	if (line->mask)
+		submit_off_cpu(line, task, cause, start, end);
+}
+
+static __always_inline void switch_in(struct ebt_thread *thread, struct task_struct *next,
+				      __u64 now)
+{
+	struct ebt_line *line = ebt_thread_line(next, thread);
+
+	if (!line)
+		return;
+	if (line->owner != line_owner(thread->slot)) {
+		line_reset(line, thread->slot, now);
+		return;
+	}
+	if (line->woken_at) {
+		account_wait(line, next, line->cause, line->off_since, line->woken_at);
+		account_wait(line, next, EBT_RUN_QUEUE, line->woken_at, now);
+	} else {
+		account_wait(line, next, line->cause, line->off_since, now);
+	}
+	line->off_since = 0;
+	line->on_since = now;
+	line->switches++;
+}
+
+/* Fires on every context switch, with `prev` still current. */
+SEC("tp_btf/sched_switch")
+int sched_switch(__u64 *ctx)
+{
+	struct task_struct *prev = (void *)ctx[1];
+	struct task_struct *next = (void *)ctx[2];
+	struct ebt_thread thread;
+	__u64 now = 0;
+
+	if (ebt_thread_find(prev, &thread)) {
+		long state = has_prev_state ? (unsigned int)ctx[3] : task_state(prev);
+
+		now = bpf_ktime_get_ns();
+		switch_out(&thread, prev, next, ctx[0], state, now);
+	}
+	if (ebt_thread_find(next, &thread))
+		switch_in(&thread, next, now ? now : bpf_ktime_get_ns());
+	return 0;
+}
+
+/* Fires in the waker, before the thread is put on a run queue: the one place that knows who. */
+SEC("tp_btf/sched_waking")
+int BPF_PROG(sched_waking, struct task_struct *task)
+{
+	struct ebt_thread thread;
+	struct ebt_line *line;
+	struct task_struct *waker;
+	struct syscall call;
+
+	if (!ebt_thread_find(task, &thread))
+		return 0;
+	line = ebt_thread_line(task, &thread);
+	if (!line || !line->off_since || !line->mask)
+		return 0;
+	waker = bpf_get_current_task_btf();
+	task_syscall(waker, &call);
+	if (!can_wake(line->cause, call.nr))
+		return 0;
+	line->waker_tid = waker->pid;
+	bpf_probe_read_kernel(line->waker_comm, sizeof(line->waker_comm), waker->comm);
+	return 0;
+}
+
+/* Fires when the thread is on a run queue, perhaps by an interrupt on its new CPU. */
+SEC("tp_btf/sched_wakeup")
+int BPF_PROG(sched_wakeup, struct task_struct *task)
+{
+	struct ebt_sched_wakeup *record;
+	struct ebt_thread thread;
+	struct ebt_line *line;
+
+	if (!ebt_thread_find(task, &thread))
+		return 0;
+	line = ebt_thread_line(task, &thread);
+	/* A wake-up that found it awake (it was just about to sleep) ends no wait. */
+	if (!line || !line->off_since || line->woken_at || line->cause == EBT_RUN_QUEUE ||
+	    line->cause == EBT_THROTTLED)
+		return 0;
+	line->woken_at = bpf_ktime_get_ns();
+	if (!line->mask)
+		return 0;
+	record = ebt_reserve(struct ebt_sched_wakeup, EBT_SCHED_WAKEUP, line->woken_at,
+			     line->trace_id, line->span_id);
+	if (!record) {
+		line->lost++;
+		return 0;
+	}
+	record->pid = task->tgid;
+	record->tid = task->pid;
+	record->cpu = bpf_get_smp_processor_id();
+	record->waker_tid = line->waker_tid;
+	__builtin_memcpy(record->waker_comm, line->waker_comm, sizeof(record->waker_comm));
+	ebt_submit(record);
+	return 0;
+}

@@ -1,0 +1,695 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The publisher: puts the current thread's OpenTelemetry context where BPF
+ * programs find it, and reads back where the thread's time went.
+ *
+ * It stands in for opentelemetry.context's runtime context, so it runs twice
+ * for every span that an application makes: no system call on that path, no
+ * allocation of its own, and no exception of its own into the application.
+ * All of it runs with the GIL held, but for the thread-exit destructor.
+ */
+#define PY_SSIZE_T_CLEAN
+#define _GNU_SOURCE /* gettid */
+#include <Python.h>
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <structmember.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ebpftrace_abi.h"
+
+#define SAMPLED 0x01
+#define NSEC_PER_SEC 1000000000ULL
+
+/* The process's context table.  `epoch` tells tables apart; 0 is none. */
+static struct {
+	struct ebt_slot *slots;
+	const struct ebt_line *lines;
+	unsigned int epoch;
+} table;
+
+/* Keeps a mapping alive while the destructor of an ending thread uses it. */
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_key_t exit_key;
+static unsigned int last_epoch;
+
+struct thread {
+	struct ebt_slot *slot;
+	unsigned int epoch; /* of the table that `slot` is in */
+	unsigned int full_epoch; /* of the table that had no room for this thread */
+};
+
+static _Thread_local struct thread self;
+
+static struct {
+	PyObject *span_key; /* opentelemetry.trace.propagation._SPAN_KEY */
+	PyObject *mask_key; /* context key of (mask, span id or None) */
+	PyObject *context_attr; /* "_context" */
+	PyObject *get_span_context;
+	PyObject *attach, *detach, *get_current;
+	PyObject *time_keys[EBT_CAUSES];
+	PyObject *lost_key;
+	PyObject *on_fork; /* called once, at the first attach in a forked child */
+	unsigned int default_mask; /* for sampled contexts that do not say */
+	bool forked;
+} state;
+
+/* Written with the GIL held; read by counters(). */
+static struct {
+	unsigned long long no_slot; /* threads that found the table full */
+	unsigned long long errors; /* contexts that could not be published */
+} counters;
+
+static unsigned long long now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (unsigned long long)ts.tv_sec * NSEC_PER_SEC + (unsigned long long)ts.tv_nsec;
+}
+
+/* --- the table and the thread's slot in it ------------------------------- */
+
+static void slot_release(void *arg)
+{
+	struct ebt_slot *slot = arg;
+
+	pthread_mutex_lock(&table_lock);
+	if (table.epoch && self.epoch == table.epoch && self.slot == slot) {
+		slot->valid = 0;
+		slot->mask = 0;
+		atomic_signal_fence(memory_order_seq_cst);
+		__atomic_store_n(&slot->tid, EBT_TID_GONE, __ATOMIC_RELEASE);
+	}
+	self.slot = NULL;
+	pthread_mutex_unlock(&table_lock);
+}
+
+static bool slot_take(struct ebt_slot *slot, __u32 was, __u32 tid)
+{
+	if (!__atomic_compare_exchange_n(&slot->tid, &was, tid, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+		return false;
+	slot->valid = 0;
+	slot->mask = 0;
+	slot->attrs_size = 0;
+	slot->claimed_ns = now_ns();
+	atomic_signal_fence(memory_order_seq_cst);
+	slot->generation++;
+	return true;
+}
+
+/* A slot for this thread: once in its life, one gettid() and no bpf() call. */
+static struct ebt_slot *slot_claim(void)
+{
+	__u32 tid = (__u32)gettid();
+	__u32 home = ebt_slot_home(tid);
+
+	if (self.full_epoch == table.epoch)
+		return NULL;
+	for (unsigned int probe = 0; probe < EBT_TABLE_PROBES; probe++) {
+		struct ebt_slot *slot = &table.slots[(home + probe) & (EBT_TABLE_SLOTS - 1)];
+		__u32 owner = __atomic_load_n(&slot->tid, __ATOMIC_ACQUIRE);
+
+		/* our own tid: a thread that ended without telling had it before us */
+		if ((owner == 0 || owner == EBT_TID_GONE || owner == tid) && slot_take(slot, owner, tid)) {
+			self.slot = slot;
+			self.epoch = table.epoch;
+			pthread_setspecific(exit_key, slot);
+			return slot;
+		}
+	}
+	self.full_epoch = table.epoch;
+	counters.no_slot++;
+	return NULL;
+}
+
+static inline struct ebt_slot *slot_mine(void)
+{
+	if (self.epoch == table.epoch && self.slot)
+		return self.slot;
+	return slot_claim();
+}
+
+/* In the child of a fork the mapping is gone (MADV_DONTFORK): forget it before anyone writes. */
+static void after_fork_in_child(void)
+{
+	pthread_mutex_init(&table_lock, NULL); /* the thread that held it is not here */
+	state.forked = table.epoch != 0;
+	table.slots = NULL;
+	table.lines = NULL;
+	table.epoch = 0;
+	self.slot = NULL;
+}
+
+/* --- publishing ---------------------------------------------------------- */
+
+static int id_bytes(PyObject *id, unsigned char *bytes, size_t size)
+{
+	if (!PyLong_Check(id))
+		return -1;
+#if PY_VERSION_HEX >= 0x030D0000
+	return PyLong_AsNativeBytes(id, bytes, (Py_ssize_t)size,
+				    Py_ASNATIVEBYTES_BIG_ENDIAN | Py_ASNATIVEBYTES_UNSIGNED_BUFFER) < 0 ?
+		       -1 :
+		       0;
+#else
+	return _PyLong_AsByteArray((PyLongObject *)id, bytes, size, 0, 0);
+#endif
+}
+
+/*
+ * The programs enabled by `context` for the span whose id is `span_id`.
+ * The value is (mask, span id or None): with an id it is for that span alone,
+ * not for the spans below it.
+ */
+static unsigned int context_mask(PyObject *context, PyObject *span_id)
+{
+	PyObject *value = PyDict_GetItemWithError(context, state.mask_key);
+	PyObject *only;
+	int same;
+
+	if (!value || !PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 2)
+		return state.default_mask;
+	only = PyTuple_GET_ITEM(value, 1);
+	if (only != Py_None) {
+		same = PyObject_RichCompareBool(only, span_id, Py_EQ);
+		if (same != 1)
+			return state.default_mask;
+	}
+	return (unsigned int)PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(value, 0)) | state.default_mask;
+}
+
+/* New reference to the SpanContext tuple of the span in `context`, or NULL: none, or not one we know. */
+static PyObject *span_context(PyObject *context)
+{
+	PyObject *span, *found;
+
+	if (!PyDict_Check(context))
+		return NULL;
+	span = PyDict_GetItemWithError(context, state.span_key);
+	if (!span)
+		return NULL;
+	found = PyObject_GetAttr(span, state.context_attr);
+	if (!found) {
+		PyErr_Clear();
+		found = PyObject_CallMethodNoArgs(span, state.get_span_context);
+	}
+	if (found && (!PyTuple_Check(found) || PyTuple_GET_SIZE(found) < 6)) {
+		Py_CLEAR(found);
+		counters.errors++;
+	}
+	return found;
+}
+
+static void slot_store(struct ebt_slot *slot, PyObject *context, PyObject *span)
+{
+	unsigned char trace_id[16], span_id[8];
+	unsigned long flags = PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(span, 3));
+	PyThreadState *thread = PyThreadState_Get();
+
+	if (id_bytes(PyTuple_GET_ITEM(span, 0), trace_id, sizeof(trace_id)) ||
+	    id_bytes(PyTuple_GET_ITEM(span, 1), span_id, sizeof(span_id))) {
+		counters.errors++;
+		return;
+	}
+	memcpy(slot->trace_id, trace_id, sizeof(trace_id));
+	memcpy(slot->span_id, span_id, sizeof(span_id));
+	slot->trace_flags = (__u8)flags;
+	slot->mask = flags & SAMPLED ? context_mask(context, PyTuple_GET_ITEM(span, 1)) : 0;
+	/* CPython counts the switches of contexts in a thread: another count, another context */
+	slot->stamp_addr = (__u64)(uintptr_t)&thread->context_ver;
+	slot->stamp = thread->context_ver;
+	atomic_signal_fence(memory_order_seq_cst);
+	slot->valid = 1;
+}
+
+/* Called with no exception set; leaves none. */
+static void publish(PyObject *context)
+{
+	struct ebt_slot *slot;
+	PyObject *span;
+
+	if (!table.slots)
+		return;
+	slot = slot_mine();
+	if (!slot)
+		return;
+	/* Only this thread's own switches and interrupts can look in between: a compiler fence is enough. */
+	slot->valid = 0;
+	atomic_signal_fence(memory_order_seq_cst);
+	span = span_context(context);
+	if (span) {
+		if (PyTuple_GET_ITEM(span, 5) == Py_True)
+			slot_store(slot, context, span);
+		Py_DECREF(span);
+	}
+	if (PyErr_Occurred()) {
+		PyErr_Clear();
+		counters.errors++;
+	}
+}
+
+static void call_on_fork(void)
+{
+	PyObject *result;
+
+	state.forked = false;
+	if (!state.on_fork)
+		return;
+	result = PyObject_CallNoArgs(state.on_fork);
+	if (!result)
+		PyErr_WriteUnraisable(state.on_fork);
+	Py_XDECREF(result);
+}
+
+/* --- the runtime context ------------------------------------------------- */
+
+typedef struct {
+	PyObject_HEAD
+	PyObject *inner; /* the runtime context that was there before */
+	PyObject *variable; /* its ContextVar when it is OpenTelemetry's own, else NULL */
+} RuntimeContext;
+
+static PyObject *inner_current(RuntimeContext *runtime)
+{
+	PyObject *context = NULL;
+
+	if (!runtime->variable)
+		return PyObject_CallMethodNoArgs(runtime->inner, state.get_current);
+	if (PyContextVar_Get(runtime->variable, NULL, &context) < 0)
+		return NULL;
+	if (!context)
+		PyErr_SetObject(PyExc_LookupError, runtime->variable);
+	return context;
+}
+
+static PyObject *runtime_attach(RuntimeContext *runtime, PyObject *context)
+{
+	PyObject *token;
+
+	if (runtime->variable)
+		token = PyContextVar_Set(runtime->variable, context);
+	else
+		token = PyObject_CallMethodOneArg(runtime->inner, state.attach, context);
+	if (!token)
+		return NULL;
+	if (state.forked)
+		call_on_fork();
+	publish(context);
+	return token;
+}
+
+/* Publish what is current after a detach, whether or not that failed. */
+static void publish_current(RuntimeContext *runtime)
+{
+	PyObject *type, *value, *traceback, *context;
+
+	if (!table.slots)
+		return;
+	PyErr_Fetch(&type, &value, &traceback);
+	context = inner_current(runtime);
+	if (context) {
+		publish(context);
+		Py_DECREF(context);
+	} else {
+		PyErr_Clear();
+		counters.errors++;
+	}
+	PyErr_Restore(type, value, traceback);
+}
+
+static PyObject *runtime_detach(RuntimeContext *runtime, PyObject *token)
+{
+	PyObject *result;
+
+	if (runtime->variable) {
+		result = PyContextVar_Reset(runtime->variable, token) < 0 ? NULL : Py_NewRef(Py_None);
+	} else {
+		result = PyObject_CallMethodOneArg(runtime->inner, state.detach, token);
+	}
+	publish_current(runtime);
+	return result;
+}
+
+static PyObject *runtime_get_current(RuntimeContext *runtime, PyObject *Py_UNUSED(ignored))
+{
+	return inner_current(runtime);
+}
+
+static PyObject *runtime_publish(RuntimeContext *runtime, PyObject *Py_UNUSED(ignored))
+{
+	publish_current(runtime);
+	Py_RETURN_NONE;
+}
+
+static int runtime_init(RuntimeContext *runtime, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "inner", "variable", NULL };
+	PyObject *inner, *variable = Py_None;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O", names, &inner, &variable))
+		return -1;
+	if (variable != Py_None && !PyContextVar_CheckExact(variable)) {
+		PyErr_SetString(PyExc_TypeError, "variable must be a contextvars.ContextVar or None");
+		return -1;
+	}
+	Py_XSETREF(runtime->inner, Py_NewRef(inner));
+	Py_XSETREF(runtime->variable, variable == Py_None ? NULL : Py_NewRef(variable));
+	return 0;
+}
+
+static int runtime_traverse(RuntimeContext *runtime, visitproc visit, void *arg)
+{
+	Py_VISIT(runtime->inner);
+	Py_VISIT(runtime->variable);
+	return 0;
+}
+
+static int runtime_clear(RuntimeContext *runtime)
+{
+	Py_CLEAR(runtime->inner);
+	Py_CLEAR(runtime->variable);
+	return 0;
+}
+
+static void runtime_dealloc(RuntimeContext *runtime)
+{
+	PyObject_GC_UnTrack(runtime);
+	runtime_clear(runtime);
+	Py_TYPE(runtime)->tp_free((PyObject *)runtime);
+}
+
+static PyMethodDef runtime_methods[] = {
+	{ "attach", (PyCFunction)runtime_attach, METH_O,
+	  "Make a context current, publish its span; returns the token for detach()." },
+	{ "detach", (PyCFunction)runtime_detach, METH_O,
+	  "Make the context before the token's attach() current again, and publish its span." },
+	{ "get_current", (PyCFunction)runtime_get_current, METH_NOARGS, "The current context." },
+	{ "publish", (PyCFunction)runtime_publish, METH_NOARGS, "Publish the current context once more." },
+	{ NULL },
+};
+
+static PyMemberDef runtime_members[] = {
+	{ "inner", T_OBJECT, offsetof(RuntimeContext, inner), READONLY, "The runtime context that this wraps." },
+	{ NULL },
+};
+
+static PyTypeObject runtime_type = {
+	PyVarObject_HEAD_INIT(NULL, 0)
+	.tp_name = "ebpftrace.context._publisher.RuntimeContext",
+	.tp_doc = "OpenTelemetry's runtime context, which also publishes what is current to the kernel.",
+	.tp_basicsize = sizeof(RuntimeContext),
+	.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+	.tp_new = PyType_GenericNew,
+	.tp_init = (initproc)runtime_init,
+	.tp_traverse = (traverseproc)runtime_traverse,
+	.tp_clear = (inquiry)runtime_clear,
+	.tp_dealloc = (destructor)runtime_dealloc,
+	.tp_methods = runtime_methods,
+	.tp_members = runtime_members,
+};
+
+/* --- the breakdown ------------------------------------------------------- */
+
+struct account {
+	struct ebt_slot *slot;
+	__u32 generation;
+	unsigned int epoch;
+	__u64 stamp;
+	__u64 lost;
+	__u64 times[EBT_CAUSES];
+};
+
+enum { ANOTHER_THREAD = 0, SAME_CONTEXT = 1, CONTEXT_MOVED = 2 };
+
+/* Where this thread's time went up to now; false when nobody counts. */
+static bool account_read(struct account *account)
+{
+	struct ebt_slot *slot;
+	const volatile struct ebt_line *line;
+	__u64 switches, on_since;
+
+	if (!table.slots)
+		return false;
+	slot = slot_mine();
+	if (!slot)
+		return false;
+	line = &table.lines[slot - table.slots];
+	account->slot = slot;
+	account->generation = slot->generation;
+	account->epoch = table.epoch;
+	account->stamp = PyThreadState_Get()->context_ver;
+	/* The kernel writes the line when this thread is switched out: see the same count twice. */
+	do {
+		switches = line->switches;
+		atomic_signal_fence(memory_order_seq_cst);
+		if (line->owner == (slot->tid | (__u64)slot->generation << 32)) {
+			for (int cause = 0; cause < EBT_CAUSES; cause++)
+				account->times[cause] = line->times[cause];
+			account->lost = line->lost;
+			on_since = line->on_since;
+		} else { /* not switched out since it claimed the slot */
+			memset(account->times, 0, sizeof(account->times));
+			account->lost = 0;
+			on_since = slot->claimed_ns;
+		}
+		account->times[EBT_ON_CPU] += now_ns() - on_since;
+		atomic_signal_fence(memory_order_seq_cst);
+	} while (line->switches != switches);
+	return true;
+}
+
+static PyObject *snapshot(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	struct account account = { 0 };
+
+	if (!account_read(&account))
+		Py_RETURN_NONE;
+	return PyBytes_FromStringAndSize((char *)&account, sizeof(account));
+}
+
+static int set_number(PyObject *dict, PyObject *key, __u64 value)
+{
+	PyObject *number = PyLong_FromUnsignedLongLong(value);
+	int failed;
+
+	if (!number)
+		return -1;
+	failed = PyDict_SetItem(dict, key, number);
+	Py_DECREF(number);
+	return failed;
+}
+
+static PyObject *elapsed(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+	struct account before, now = { 0 };
+
+	if (nargs != 2 || !PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) != sizeof(before) ||
+	    !PyDict_CheckExact(args[1])) {
+		PyErr_SetString(PyExc_TypeError, "elapsed() takes a snapshot() and a dict");
+		return NULL;
+	}
+	memcpy(&before, PyBytes_AS_STRING(args[0]), sizeof(before));
+	/* epoch and slot are the thread's identity; ask without claiming a slot for a stranger */
+	if (!table.slots || self.epoch != before.epoch || self.slot != before.slot || !account_read(&now) ||
+	    now.generation != before.generation || now.epoch != before.epoch)
+		return PyLong_FromLong(ANOTHER_THREAD);
+	for (int cause = 0; cause < EBT_CAUSES; cause++) {
+		__u64 part = now.times[cause] - before.times[cause];
+
+		if ((part || cause == EBT_ON_CPU) && set_number(args[1], state.time_keys[cause], part))
+			return NULL;
+	}
+	if (now.lost != before.lost && set_number(args[1], state.lost_key, now.lost - before.lost))
+		return NULL;
+	return PyLong_FromLong(now.stamp == before.stamp ? SAME_CONTEXT : CONTEXT_MOVED);
+}
+
+/* --- the module ---------------------------------------------------------- */
+
+static PyObject *arm(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	size_t slots_size = sizeof(struct ebt_slot) * EBT_TABLE_SLOTS;
+	size_t lines_size = sizeof(struct ebt_line) * EBT_TABLE_SLOTS;
+	void *slots, *lines;
+	int slots_fd, lines_fd;
+
+	if (!PyArg_ParseTuple(args, "ii", &slots_fd, &lines_fd))
+		return NULL;
+	if (table.slots) {
+		PyErr_SetString(PyExc_RuntimeError, "the publisher has a context table already; disarm() it first");
+		return NULL;
+	}
+	slots = mmap(NULL, slots_size, PROT_READ | PROT_WRITE, MAP_SHARED, slots_fd, 0);
+	if (slots == MAP_FAILED)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	lines = mmap(NULL, lines_size, PROT_READ, MAP_SHARED, lines_fd, 0);
+	if (lines == MAP_FAILED || madvise(slots, slots_size, MADV_DONTFORK) ||
+	    madvise(lines, lines_size, MADV_DONTFORK)) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		munmap(slots, slots_size);
+		if (lines != MAP_FAILED)
+			munmap(lines, lines_size);
+		return NULL;
+	}
+	pthread_mutex_lock(&table_lock);
+	table.slots = slots;
+	table.lines = lines;
+	table.epoch = ++last_epoch;
+	pthread_mutex_unlock(&table_lock);
+	state.forked = false;
+	Py_RETURN_NONE;
+}
+
+static PyObject *disarm(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	struct ebt_slot *slots;
+	const struct ebt_line *lines;
+
+	pthread_mutex_lock(&table_lock);
+	slots = table.slots;
+	lines = table.lines;
+	table.slots = NULL;
+	table.lines = NULL;
+	table.epoch = 0;
+	pthread_mutex_unlock(&table_lock);
+	if (slots) {
+		munmap(slots, sizeof(*slots) * EBT_TABLE_SLOTS);
+		munmap((void *)lines, sizeof(*lines) * EBT_TABLE_SLOTS);
+	}
+	state.forked = false;
+	Py_RETURN_NONE;
+}
+
+static PyObject *armed(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return PyBool_FromLong(table.slots != NULL);
+}
+
+static PyObject *configure(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "span_key", "mask_key", "on_fork", NULL };
+	PyObject *span_key, *mask_key, *on_fork;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "UUO", names, &span_key, &mask_key, &on_fork))
+		return NULL;
+	Py_XSETREF(state.span_key, Py_NewRef(span_key));
+	Py_XSETREF(state.mask_key, Py_NewRef(mask_key));
+	Py_XSETREF(state.on_fork, Py_NewRef(on_fork));
+	Py_RETURN_NONE;
+}
+
+static PyObject *set_default_mask(PyObject *Py_UNUSED(module), PyObject *mask)
+{
+	unsigned long value = PyLong_AsUnsignedLong(mask);
+
+	if (PyErr_Occurred())
+		return NULL;
+	state.default_mask = (unsigned int)value;
+	Py_RETURN_NONE;
+}
+
+static PyObject *get_counters(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return Py_BuildValue("{s:K,s:K}", "no_slot", counters.no_slot, "errors", counters.errors);
+}
+
+/* The calling thread's slot as bytes, for tests and `doctor`; None when it has none. */
+static PyObject *slot_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	if (!table.slots || self.epoch != table.epoch || !self.slot)
+		Py_RETURN_NONE;
+	return PyBytes_FromStringAndSize((char *)self.slot, sizeof(*self.slot));
+}
+
+static PyMethodDef module_methods[] = {
+	{ "arm", arm, METH_VARARGS, "arm(slots_fd, lines_fd): map a context table and publish into it from now on." },
+	{ "disarm", disarm, METH_NOARGS, "Stop publishing and unmap the table." },
+	{ "armed", armed, METH_NOARGS, "Is there a table?" },
+	{ "configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS,
+	  "configure(span_key, mask_key, on_fork): the context keys, and what to call at a forked child's first attach." },
+	{ "set_default_mask", set_default_mask, METH_O, "Programs enabled for every sampled context." },
+	{ "counters", get_counters, METH_NOARGS, "What could not be published, by reason." },
+	{ "slot_bytes", slot_bytes, METH_NOARGS, "A copy of the calling thread's slot, or None." },
+	{ "snapshot", snapshot, METH_NOARGS, "The calling thread's times so far, opaque; None when nobody counts." },
+	{ "elapsed", (PyCFunction)(void (*)(void))elapsed, METH_FASTCALL,
+	  "elapsed(snapshot, dict): put the times since the snapshot into the dict; returns one of the constants." },
+	{ NULL },
+};
+
+static struct PyModuleDef module_def = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "_publisher",
+	.m_doc = "Publishes the current trace context of each thread to BPF programs.",
+	.m_size = -1,
+	.m_methods = module_methods,
+};
+
+static const char *const cause_names[EBT_CAUSES] = {
+	[EBT_ON_CPU] = "on_cpu",   [EBT_RUN_QUEUE] = "run_queue",   [EBT_THROTTLED] = "throttled",
+	[EBT_DISK] = "disk",	   [EBT_NETWORK] = "network",	    [EBT_LOCK] = "lock",
+	[EBT_SLEEP] = "sleep",	   [EBT_PAGE_FAULT] = "page_fault", [EBT_OTHER] = "other",
+};
+
+static int state_init(void)
+{
+	state.context_attr = PyUnicode_InternFromString("_context");
+	state.get_span_context = PyUnicode_InternFromString("get_span_context");
+	state.attach = PyUnicode_InternFromString("attach");
+	state.detach = PyUnicode_InternFromString("detach");
+	state.get_current = PyUnicode_InternFromString("get_current");
+	state.lost_key = PyUnicode_InternFromString("ebpftrace.lost_records");
+	state.span_key = PyUnicode_InternFromString("");
+	state.mask_key = Py_XNewRef(state.span_key);
+	for (int cause = 0; cause < EBT_CAUSES; cause++) {
+		state.time_keys[cause] = PyUnicode_FromFormat("ebpftrace.time.%s", cause_names[cause]);
+		if (!state.time_keys[cause])
+			return -1;
+		PyUnicode_InternInPlace(&state.time_keys[cause]);
+	}
+	return PyErr_Occurred() ? -1 : 0;
+}
+
+static int add_time_keys(PyObject *module)
+{
+	PyObject *keys = PyTuple_New(EBT_CAUSES);
+	int failed;
+
+	if (!keys)
+		return -1;
+	for (int cause = 0; cause < EBT_CAUSES; cause++)
+		PyTuple_SET_ITEM(keys, cause, Py_NewRef(state.time_keys[cause]));
+	failed = PyModule_AddObjectRef(module, "TIME_KEYS", keys);
+	Py_DECREF(keys);
+	return failed;
+}
+
+PyMODINIT_FUNC PyInit__publisher(void)
+{
+	PyObject *module;
+
+	if (pthread_key_create(&exit_key, slot_release) || pthread_atfork(NULL, NULL, after_fork_in_child)) {
+		PyErr_SetString(PyExc_ImportError, "no thread key or fork handler left in this process");
+		return NULL;
+	}
+	if (state_init() || PyType_Ready(&runtime_type))
+		return NULL;
+	module = PyModule_Create(&module_def);
+	if (!module)
+		return NULL;
+	if (PyModule_AddObjectRef(module, "RuntimeContext", (PyObject *)&runtime_type) ||
+	    PyModule_AddIntConstant(module, "ANOTHER_THREAD", ANOTHER_THREAD) ||
+	    PyModule_AddIntConstant(module, "SAME_CONTEXT", SAME_CONTEXT) ||
+	    PyModule_AddIntConstant(module, "CONTEXT_MOVED", CONTEXT_MOVED) ||
+	    PyModule_AddIntConstant(module, "TABLE_SLOTS", EBT_TABLE_SLOTS) ||
+	    add_time_keys(module)) {
+		Py_DECREF(module);
+		return NULL;
+	}
+	return module;
+}

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "_reader.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+/* --- libbpf's log -------------------------------------------------------- */
+
+#define LOG_SIZE 65536
+
+/* libbpf calls back on the thread that called it, so a thread reads its own words only. */
+static _Thread_local struct {
+	size_t used;
+	char text[LOG_SIZE];
+} said;
+
+static int log_line(enum libbpf_print_level level, const char *format, va_list args)
+{
+	size_t room;
+	int length;
+
+	if (level == LIBBPF_DEBUG)
+		return 0;
+	if (said.used > LOG_SIZE / 2) { /* the last lines say why; keep those */
+		memmove(said.text, said.text + said.used / 2, said.used - said.used / 2);
+		said.used -= said.used / 2;
+	}
+	room = LOG_SIZE - said.used;
+	length = vsnprintf(said.text + said.used, room, format, args);
+	if (length > 0)
+		said.used += (size_t)length < room ? (size_t)length : room - 1;
+	return length;
+}
+
+void ebt_log_install(void)
+{
+	libbpf_set_print(log_line);
+}
+
+size_t ebt_log_take(char *text, size_t size)
+{
+	size_t skip = said.used > size ? said.used - size : 0;
+	size_t length = said.used - skip;
+
+	memcpy(text, said.text + skip, length);
+	said.used = 0;
+	return length;
+}
+
+/* --- the reader ---------------------------------------------------------- */
+
+/* A batch is handed over at this size, though more may wait in the rings. */
+#define BATCH_BYTES (256 * 1024)
+#define MAX_RINGS 64
+
+struct ring {
+	struct ebt_reader *reader;
+	unsigned int id;
+};
+
+struct ebt_reader {
+	struct ring_buffer *rings;
+	struct ring ring[MAX_RINGS];
+	unsigned int count;
+	int wake_fd;
+	char *data;
+	size_t used, capacity;
+	unsigned long long records;
+};
+
+static int keep_record(void *context, void *data, size_t size)
+{
+	struct ring *ring = context;
+	struct ebt_reader *reader = ring->reader;
+	uint32_t head[2] = { ring->id, (uint32_t)size };
+	size_t padded = (size + 7) & ~(size_t)7;
+
+	if (reader->used + sizeof(head) + padded > reader->capacity) {
+		size_t capacity = 2 * (reader->capacity + sizeof(head) + padded);
+		char *grown = realloc(reader->data, capacity);
+
+		if (!grown)
+			return -ENOMEM;
+		reader->data = grown;
+		reader->capacity = capacity;
+	}
+	memcpy(reader->data + reader->used, head, sizeof(head));
+	memcpy(reader->data + reader->used + sizeof(head), data, size);
+	memset(reader->data + reader->used + sizeof(head) + size, 0, padded - size);
+	reader->used += sizeof(head) + padded;
+	reader->records++;
+	/* libbpf has moved on past this record already; an error only ends the round */
+	return reader->used >= BATCH_BYTES ? -ENOBUFS : 0;
+}
+
+struct ebt_reader *ebt_reader_new(void)
+{
+	struct ebt_reader *reader = calloc(1, sizeof(*reader));
+
+	if (!reader)
+		return NULL;
+	reader->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	reader->capacity = 2 * BATCH_BYTES;
+	reader->data = malloc(reader->capacity);
+	if (reader->wake_fd < 0 || !reader->data) {
+		ebt_reader_free(reader);
+		return NULL;
+	}
+	return reader;
+}
+
+int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int id)
+{
+	struct ring *ring;
+	int error = 0;
+
+	if (reader->count == MAX_RINGS)
+		return -E2BIG;
+	ring = &reader->ring[reader->count];
+	ring->reader = reader;
+	ring->id = id;
+	if (!reader->rings) {
+		reader->rings = ring_buffer__new(map_fd, keep_record, ring, NULL);
+		error = reader->rings ? 0 : -errno;
+	} else {
+		error = ring_buffer__add(reader->rings, map_fd, keep_record, ring);
+	}
+	if (!error)
+		reader->count++;
+	return error;
+}
+
+static long long now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+}
+
+static int consume(struct ebt_reader *reader)
+{
+	int result = reader->rings ? ring_buffer__consume(reader->rings) : 0;
+
+	return result < 0 && result != -ENOBUFS ? result : 0;
+}
+
+int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms, struct ebt_batch *batch)
+{
+	struct pollfd fds[2] = {
+		{ .fd = reader->wake_fd, .events = POLLIN },
+		{ .fd = reader->rings ? ring_buffer__epoll_fd(reader->rings) : -1, .events = POLLIN },
+	};
+	long long deadline = now_ms() + timeout_ms;
+	int error, woken = 0;
+
+	reader->used = 0;
+	reader->records = 0;
+	/* a look before the first wait: a batch that was full left records behind */
+	error = consume(reader);
+	while (!error && !reader->used && !woken) {
+		long long left = deadline - now_ms();
+
+		if (left <= 0)
+			break;
+		if (poll(fds, 2, left < interval_ms ? (int)left : interval_ms) < 0 && errno != EINTR)
+			return -errno;
+		if (fds[0].revents) {
+			uint64_t count;
+
+			woken = 1;
+			if (read(reader->wake_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
+				return -errno;
+		}
+		error = consume(reader);
+	}
+	batch->data = reader->data;
+	batch->size = reader->used;
+	batch->records = reader->records;
+	return error;
+}
+
+int ebt_reader_wake(struct ebt_reader *reader)
+{
+	uint64_t one = 1;
+
+	return write(reader->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN ? -errno : 0;
+}
+
+void ebt_reader_free(struct ebt_reader *reader)
+{
+	if (!reader)
+		return;
+	ring_buffer__free(reader->rings);
+	if (reader->wake_fd >= 0)
+		close(reader->wake_fd);
+	free(reader->data);
+	free(reader);
+}
+
+/* --- small things that libbpf leaves to its user ------------------------- */
+
+void ebt_link_forget(struct bpf_link *link)
+{
+	int fd = bpf_link__fd(link);
+
+	bpf_link__disconnect(link);
+	bpf_link__destroy(link);
+	if (fd >= 0)
+		close(fd);
+}
+
+int ebt_probe_tracing(const char *function, enum bpf_attach_type type)
+{
+	const struct bpf_insn exit_0[] = {
+		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = 0 },
+		{ .code = BPF_JMP | BPF_EXIT },
+	};
+	LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = type);
+	int id = libbpf_find_vmlinux_btf_id(function, type);
+	int fd, error;
+
+	if (id < 0)
+		return id;
+	options.attach_btf_id = (unsigned int)id;
+	fd = bpf_prog_load(BPF_PROG_TYPE_TRACING, "ebt_probe", "GPL", exit_0, 2, &options);
+	if (fd < 0)
+		return -errno;
+	error = bpf_raw_tracepoint_open(NULL, fd);
+	if (error >= 0) {
+		close(error);
+		error = 0;
+	} else {
+		error = -errno;
+	}
+	close(fd);
+	return error;
+}
+
+int ebt_run_once(int prog_fd)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, options);
+
+	if (bpf_prog_test_run_opts(prog_fd, &options))
+		return -errno;
+	return (int)options.retval;
+}
+
+int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size, unsigned int value_size,
+		   unsigned int max_entries, unsigned int flags)
+{
+	LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = flags);
+	int fd = bpf_map_create(type, name, key_size, value_size, max_entries, &options);
+
+	return fd < 0 ? -errno : fd;
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the cffi module adds to libbpf: its log as text, and ring buffers drained in batches. */
+#ifndef EBPFTRACE_READER_H
+#define EBPFTRACE_READER_H
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+
+/* Collect what libbpf says on this thread; take it with ebt_log_take(). */
+void ebt_log_install(void);
+/* Copy this thread's last lines into `text`, forget them; returns the bytes. */
+size_t ebt_log_take(char *text, size_t size);
+
+/*
+ * Many ring buffers, one thread.  Records are copied into one batch, each as
+ * { u32 ring, u32 size, bytes, padding to 8 }, so that the interpreter is
+ * entered once for many.
+ */
+struct ebt_reader;
+
+struct ebt_batch {
+	const void *data;
+	size_t size;
+	unsigned long long records; /* in this batch */
+};
+
+struct ebt_reader *ebt_reader_new(void);
+int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int ring);
+/*
+ * Wait until records are there or ebt_reader_wake() was called, looking into
+ * the rings each `interval_ms`; at most `timeout_ms`.  The batch is valid until
+ * the next call.  0, or a negative errno.
+ */
+int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms, struct ebt_batch *batch);
+/* From any thread: let ebt_reader_wait() return now, after one more look. */
+int ebt_reader_wake(struct ebt_reader *reader);
+void ebt_reader_free(struct ebt_reader *reader);
+
+/* Close a link's file descriptor but leave what it links: for the child of a fork. */
+void ebt_link_forget(struct bpf_link *link);
+
+/* Does the kernel load this kind of program?  0, or a negative errno. */
+int ebt_probe_tracing(const char *function, enum bpf_attach_type type);
+/* Run a raw tracepoint program once, here and now; its return value, or a negative errno. */
+int ebt_run_once(int prog_fd);
+int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size, unsigned int value_size,
+		   unsigned int max_entries, unsigned int flags);
+#endif
