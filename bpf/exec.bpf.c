@@ -14,6 +14,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Set by the loader when `roots` has entries. */
 const volatile bool has_roots = false;
 
+EBT_RECORD(ebt_exec_process);
+
 /* Traced processes: the record that is sent when the binary they run ends. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

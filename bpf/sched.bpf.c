@@ -14,6 +14,10 @@ const volatile __u64 min_off_cpu_ns = 100000;
 /* Set from the kernel's BTF: sched_switch passes prev_state as its fourth argument. */
 const volatile bool has_prev_state = false;
 
+EBT_RECORD(ebt_sched_switch);
+EBT_RECORD(ebt_sched_wakeup);
+EBT_RECORD(ebt_sched_off_cpu);
+
 static __always_inline __u64 line_owner(const struct ebt_slot *slot)
 {
 	return slot->tid | (__u64)slot->generation << 32;

@@ -44,6 +44,12 @@ const volatile __u32 ebt_program_bit = 0;
 /* Set by the loader: unread bytes in the ring at which the reader is woken at once. */
 const volatile __u64 ebt_wakeup_bytes = 0;
 
+/*
+ * Keep a record's type in the object's BTF, where the reader learns its layout:
+ * clang leaves out what no map, function or variable names.
+ */
+#define EBT_RECORD(name) const struct name *const volatile ebt_record_##name = 0
+
 /* The inner maps need a named value type in BTF, hence an instance of each. */
 struct ebt_slots {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

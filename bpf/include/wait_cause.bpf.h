@@ -130,7 +130,8 @@ static __always_inline enum ebt_cause file_cause(struct task_struct *task, __u32
 }
 
 /* poll(2) waits for what its first descriptor is: nearly always the only one. */
-static __always_inline enum ebt_cause poll_cause(struct task_struct *task, const struct syscall *call)
+static __always_inline enum ebt_cause poll_cause(struct task_struct *task,
+						 const struct syscall *call)
 {
 	__s32 fd;
 

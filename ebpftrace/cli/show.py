@@ -7,6 +7,7 @@ import argparse
 import os
 import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from ebpftrace.errors import CommandError
@@ -23,10 +24,11 @@ _DEFAULT_ROWS = 300
 
 
 class ShowCommand:
-    """Show a trace as a waterfall: spans, kernel spans under the span that suffered them, and where its time went.
+    """Show a trace as a waterfall: spans, kernel spans under the span that suffered them, and where the time went.
 
     FILE holds OTLP JSON lines, as `ebpftrace run --output FILE` writes them; `-` reads standard input. Of several
-    traces the slowest is shown. Colours and the terminal's width are used on a terminal only; NO_COLOR turns colours off.
+    traces the slowest is shown. Colours and the terminal's width are used on a terminal only; NO_COLOR turns colours
+    off.
     """
 
     name = "show"
@@ -64,17 +66,18 @@ class ShowCommand:
             CommandError: the file cannot be shown (exit code 1), or --trace names none or several (2).
         """
         from ebpftrace.viewer import TraceFileError, build_traces, choose_theme, load
+        from ebpftrace.viewer.otlp import paused_gc
 
         theme = choose_theme(sys.stdout, colour=args.color, ascii_only=args.ascii)
-        try:
-            document = load(args.file)
-        except TraceFileError as error:
-            name = "standard input" if args.file == "-" else args.file
-            raise CommandError(f"{_safe(name)}: {error}") from error
-        traces = build_traces(document.spans)
-        for note in document.notes:
-            print(f"note: {note}", file=sys.stderr)
-        return _print(_output(traces, args, theme))
+        with paused_gc():
+            try:
+                document = load(args.file)
+            except TraceFileError as error:
+                name = "standard input" if args.file == "-" else args.file
+                raise CommandError(f"{_safe(name)}: {error}") from error
+            for note in document.notes:
+                print(f"note: {note}", file=sys.stderr)
+            return _print(_output(build_traces(document.spans), args, theme))
 
 
 def _output(traces: list[Trace], args: argparse.Namespace, theme: Theme) -> Iterator[str]:
@@ -98,10 +101,14 @@ def _output(traces: list[Trace], args: argparse.Namespace, theme: Theme) -> Iter
     if len(traces) > len(chosen) and not args.trace:
         yield ""
         others = len(traces) - 1
-        yield theme.paint([
-            (f"The slowest of {len(traces):,} traces; {others:,} {'is' if others == 1 else 'are'} not shown: "
-             "--list names them, --trace ID shows one, --all shows all.", "detail"),
-        ])  # fmt: skip
+        hidden = f"The slowest of {len(traces):,} traces; {others:,} {'is' if others == 1 else 'are'} not shown: "
+        ways = "--list names them, --trace ID shows one, --all shows all."
+        yield from _wrapped(theme, hidden + ways, options.width)
+
+
+def _wrapped(theme: Theme, text: str, width: int) -> Iterator[str]:
+    for line in textwrap.wrap(text, width):
+        yield theme.paint([(line, "detail")])
 
 
 def _find(traces: list[Trace], prefix: str) -> Trace:

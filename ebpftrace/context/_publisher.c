@@ -48,7 +48,7 @@ static _Thread_local struct thread self;
 
 static struct {
 	PyObject *span_key; /* opentelemetry.trace.propagation._SPAN_KEY */
-	PyObject *mask_key; /* context key of (mask, span id or None) */
+	PyObject *mask_key; /* context key of (mask below, mask, span id) */
 	PyObject *context_attr; /* "_context" */
 	PyObject *get_span_context;
 	PyObject *attach, *detach, *get_current;
@@ -92,7 +92,8 @@ static void slot_release(void *arg)
 
 static bool slot_take(struct ebt_slot *slot, __u32 was, __u32 tid)
 {
-	if (!__atomic_compare_exchange_n(&slot->tid, &was, tid, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+	if (!__atomic_compare_exchange_n(&slot->tid, &was, tid, false, __ATOMIC_ACQ_REL,
+					 __ATOMIC_RELAXED))
 		return false;
 	slot->valid = 0;
 	slot->mask = 0;
@@ -116,7 +117,8 @@ static struct ebt_slot *slot_claim(void)
 		__u32 owner = __atomic_load_n(&slot->tid, __ATOMIC_ACQUIRE);
 
 		/* our own tid: a thread that ended without telling had it before us */
-		if ((owner == 0 || owner == EBT_TID_GONE || owner == tid) && slot_take(slot, owner, tid)) {
+		if ((owner == 0 || owner == EBT_TID_GONE || owner == tid) &&
+		    slot_take(slot, owner, tid)) {
 			self.slot = slot;
 			self.epoch = table.epoch;
 			pthread_setspecific(exit_key, slot);
@@ -139,7 +141,6 @@ static inline struct ebt_slot *slot_mine(void)
 static void after_fork_in_child(void)
 {
 	pthread_mutex_init(&table_lock, NULL); /* the thread that held it is not here */
-	state.forked = table.epoch != 0;
 	table.slots = NULL;
 	table.lines = NULL;
 	table.epoch = 0;
@@ -154,7 +155,8 @@ static int id_bytes(PyObject *id, unsigned char *bytes, size_t size)
 		return -1;
 #if PY_VERSION_HEX >= 0x030D0000
 	return PyLong_AsNativeBytes(id, bytes, (Py_ssize_t)size,
-				    Py_ASNATIVEBYTES_BIG_ENDIAN | Py_ASNATIVEBYTES_UNSIGNED_BUFFER) < 0 ?
+				    Py_ASNATIVEBYTES_BIG_ENDIAN |
+					    Py_ASNATIVEBYTES_UNSIGNED_BUFFER) < 0 ?
 		       -1 :
 		       0;
 #else
@@ -163,25 +165,21 @@ static int id_bytes(PyObject *id, unsigned char *bytes, size_t size)
 }
 
 /*
- * The programs enabled by `context` for the span whose id is `span_id`.
- * The value is (mask, span id or None): with an id it is for that span alone,
- * not for the spans below it.
+ * The programs enabled by `context` for the span whose id is `span_id`.  The
+ * value is (mask for this context and all below it, mask for one span alone,
+ * the id of that span).
  */
 static unsigned int context_mask(PyObject *context, PyObject *span_id)
 {
 	PyObject *value = PyDict_GetItemWithError(context, state.mask_key);
-	PyObject *only;
-	int same;
+	unsigned long mask = state.default_mask;
 
-	if (!value || !PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 2)
-		return state.default_mask;
-	only = PyTuple_GET_ITEM(value, 1);
-	if (only != Py_None) {
-		same = PyObject_RichCompareBool(only, span_id, Py_EQ);
-		if (same != 1)
-			return state.default_mask;
-	}
-	return (unsigned int)PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(value, 0)) | state.default_mask;
+	if (!value || !PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 3)
+		return (unsigned int)mask;
+	mask |= PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(value, 0));
+	if (PyObject_RichCompareBool(PyTuple_GET_ITEM(value, 2), span_id, Py_EQ) == 1)
+		mask |= PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(value, 1));
+	return (unsigned int)mask;
 }
 
 /* New reference to the SpanContext tuple of the span in `context`, or NULL: none, or not one we know. */
@@ -328,7 +326,8 @@ static PyObject *runtime_detach(RuntimeContext *runtime, PyObject *token)
 	PyObject *result;
 
 	if (runtime->variable) {
-		result = PyContextVar_Reset(runtime->variable, token) < 0 ? NULL : Py_NewRef(Py_None);
+		result = PyContextVar_Reset(runtime->variable, token) < 0 ? NULL :
+									    Py_NewRef(Py_None);
 	} else {
 		result = PyObject_CallMethodOneArg(runtime->inner, state.detach, token);
 	}
@@ -355,7 +354,8 @@ static int runtime_init(RuntimeContext *runtime, PyObject *args, PyObject *kwarg
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O", names, &inner, &variable))
 		return -1;
 	if (variable != Py_None && !PyContextVar_CheckExact(variable)) {
-		PyErr_SetString(PyExc_TypeError, "variable must be a contextvars.ContextVar or None");
+		PyErr_SetString(PyExc_TypeError,
+				"variable must be a contextvars.ContextVar or None");
 		return -1;
 	}
 	Py_XSETREF(runtime->inner, Py_NewRef(inner));
@@ -390,19 +390,22 @@ static PyMethodDef runtime_methods[] = {
 	{ "detach", (PyCFunction)runtime_detach, METH_O,
 	  "Make the context before the token's attach() current again, and publish its span." },
 	{ "get_current", (PyCFunction)runtime_get_current, METH_NOARGS, "The current context." },
-	{ "publish", (PyCFunction)runtime_publish, METH_NOARGS, "Publish the current context once more." },
+	{ "publish", (PyCFunction)runtime_publish, METH_NOARGS,
+	  "Publish the current context once more." },
 	{ NULL },
 };
 
 static PyMemberDef runtime_members[] = {
-	{ "inner", T_OBJECT, offsetof(RuntimeContext, inner), READONLY, "The runtime context that this wraps." },
+	{ "inner", T_OBJECT, offsetof(RuntimeContext, inner), READONLY,
+	  "The runtime context that this wraps." },
 	{ NULL },
 };
 
 static PyTypeObject runtime_type = {
 	PyVarObject_HEAD_INIT(NULL, 0)
 	.tp_name = "ebpftrace.context._publisher.RuntimeContext",
-	.tp_doc = "OpenTelemetry's runtime context, which also publishes what is current to the kernel.",
+	.tp_doc =
+		"OpenTelemetry's runtime context, which also publishes what is current to the kernel.",
 	.tp_basicsize = sizeof(RuntimeContext),
 	.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
 	.tp_new = PyType_GenericNew,
@@ -489,20 +492,21 @@ static PyObject *elapsed(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
 {
 	struct account before, now = { 0 };
 
-	if (nargs != 2 || !PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) != sizeof(before) ||
-	    !PyDict_CheckExact(args[1])) {
+	if (nargs != 2 || !PyBytes_CheckExact(args[0]) ||
+	    PyBytes_GET_SIZE(args[0]) != sizeof(before) || !PyDict_CheckExact(args[1])) {
 		PyErr_SetString(PyExc_TypeError, "elapsed() takes a snapshot() and a dict");
 		return NULL;
 	}
 	memcpy(&before, PyBytes_AS_STRING(args[0]), sizeof(before));
 	/* epoch and slot are the thread's identity; ask without claiming a slot for a stranger */
-	if (!table.slots || self.epoch != before.epoch || self.slot != before.slot || !account_read(&now) ||
-	    now.generation != before.generation || now.epoch != before.epoch)
+	if (!table.slots || self.epoch != before.epoch || self.slot != before.slot ||
+	    !account_read(&now) || now.generation != before.generation || now.epoch != before.epoch)
 		return PyLong_FromLong(ANOTHER_THREAD);
 	for (int cause = 0; cause < EBT_CAUSES; cause++) {
 		__u64 part = now.times[cause] - before.times[cause];
 
-		if ((part || cause == EBT_ON_CPU) && set_number(args[1], state.time_keys[cause], part))
+		if ((part || cause == EBT_ON_CPU) &&
+		    set_number(args[1], state.time_keys[cause], part))
 			return NULL;
 	}
 	if (now.lost != before.lost && set_number(args[1], state.lost_key, now.lost - before.lost))
@@ -522,7 +526,8 @@ static PyObject *arm(PyObject *Py_UNUSED(module), PyObject *args)
 	if (!PyArg_ParseTuple(args, "ii", &slots_fd, &lines_fd))
 		return NULL;
 	if (table.slots) {
-		PyErr_SetString(PyExc_RuntimeError, "the publisher has a context table already; disarm() it first");
+		PyErr_SetString(PyExc_RuntimeError,
+				"the publisher has a context table already; disarm() it first");
 		return NULL;
 	}
 	slots = mmap(NULL, slots_size, PROT_READ | PROT_WRITE, MAP_SHARED, slots_fd, 0);
@@ -576,7 +581,8 @@ static PyObject *configure(PyObject *Py_UNUSED(module), PyObject *args, PyObject
 	static char *names[] = { "span_key", "mask_key", "on_fork", NULL };
 	PyObject *span_key, *mask_key, *on_fork;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "UUO", names, &span_key, &mask_key, &on_fork))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "UUO", names, &span_key, &mask_key,
+					 &on_fork))
 		return NULL;
 	Py_XSETREF(state.span_key, Py_NewRef(span_key));
 	Py_XSETREF(state.mask_key, Py_NewRef(mask_key));
@@ -594,6 +600,13 @@ static PyObject *set_default_mask(PyObject *Py_UNUSED(module), PyObject *mask)
 	Py_RETURN_NONE;
 }
 
+/* The table was forgotten in a fork: at the next attach, call on_fork. */
+static PyObject *expect_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	state.forked = true;
+	Py_RETURN_NONE;
+}
+
 static PyObject *get_counters(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
 	return Py_BuildValue("{s:K,s:K}", "no_slot", counters.no_slot, "errors", counters.errors);
@@ -608,15 +621,19 @@ static PyObject *slot_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ign
 }
 
 static PyMethodDef module_methods[] = {
-	{ "arm", arm, METH_VARARGS, "arm(slots_fd, lines_fd): map a context table and publish into it from now on." },
+	{ "arm", arm, METH_VARARGS,
+	  "arm(slots_fd, lines_fd): map a context table and publish into it from now on." },
 	{ "disarm", disarm, METH_NOARGS, "Stop publishing and unmap the table." },
 	{ "armed", armed, METH_NOARGS, "Is there a table?" },
 	{ "configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS,
 	  "configure(span_key, mask_key, on_fork): the context keys, and what to call at a forked child's first attach." },
-	{ "set_default_mask", set_default_mask, METH_O, "Programs enabled for every sampled context." },
+	{ "expect_fork", expect_fork, METH_NOARGS, "In a forked child: call on_fork at the next attach." },
+	{ "set_default_mask", set_default_mask, METH_O,
+	  "Programs enabled for every sampled context." },
 	{ "counters", get_counters, METH_NOARGS, "What could not be published, by reason." },
 	{ "slot_bytes", slot_bytes, METH_NOARGS, "A copy of the calling thread's slot, or None." },
-	{ "snapshot", snapshot, METH_NOARGS, "The calling thread's times so far, opaque; None when nobody counts." },
+	{ "snapshot", snapshot, METH_NOARGS,
+	  "The calling thread's times so far, opaque; None when nobody counts." },
 	{ "elapsed", (PyCFunction)(void (*)(void))elapsed, METH_FASTCALL,
 	  "elapsed(snapshot, dict): put the times since the snapshot into the dict; returns one of the constants." },
 	{ NULL },
@@ -631,9 +648,9 @@ static struct PyModuleDef module_def = {
 };
 
 static const char *const cause_names[EBT_CAUSES] = {
-	[EBT_ON_CPU] = "on_cpu",   [EBT_RUN_QUEUE] = "run_queue",   [EBT_THROTTLED] = "throttled",
-	[EBT_DISK] = "disk",	   [EBT_NETWORK] = "network",	    [EBT_LOCK] = "lock",
-	[EBT_SLEEP] = "sleep",	   [EBT_PAGE_FAULT] = "page_fault", [EBT_OTHER] = "other",
+	[EBT_ON_CPU] = "on_cpu", [EBT_RUN_QUEUE] = "run_queue",	  [EBT_THROTTLED] = "throttled",
+	[EBT_DISK] = "disk",	 [EBT_NETWORK] = "network",	  [EBT_LOCK] = "lock",
+	[EBT_SLEEP] = "sleep",	 [EBT_PAGE_FAULT] = "page_fault", [EBT_OTHER] = "other",
 };
 
 static int state_init(void)
@@ -647,7 +664,8 @@ static int state_init(void)
 	state.span_key = PyUnicode_InternFromString("");
 	state.mask_key = Py_XNewRef(state.span_key);
 	for (int cause = 0; cause < EBT_CAUSES; cause++) {
-		state.time_keys[cause] = PyUnicode_FromFormat("ebpftrace.time.%s", cause_names[cause]);
+		state.time_keys[cause] =
+			PyUnicode_FromFormat("ebpftrace.time.%s", cause_names[cause]);
 		if (!state.time_keys[cause])
 			return -1;
 		PyUnicode_InternInPlace(&state.time_keys[cause]);
@@ -673,8 +691,10 @@ PyMODINIT_FUNC PyInit__publisher(void)
 {
 	PyObject *module;
 
-	if (pthread_key_create(&exit_key, slot_release) || pthread_atfork(NULL, NULL, after_fork_in_child)) {
-		PyErr_SetString(PyExc_ImportError, "no thread key or fork handler left in this process");
+	if (pthread_key_create(&exit_key, slot_release) ||
+	    pthread_atfork(NULL, NULL, after_fork_in_child)) {
+		PyErr_SetString(PyExc_ImportError,
+				"no thread key or fork handler left in this process");
 		return NULL;
 	}
 	if (state_init() || PyType_Ready(&runtime_type))

@@ -153,11 +153,13 @@ static int consume(struct ebt_reader *reader)
 	return result < 0 && result != -ENOBUFS ? result : 0;
 }
 
-int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms, struct ebt_batch *batch)
+int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
+		    struct ebt_batch *batch)
 {
 	struct pollfd fds[2] = {
 		{ .fd = reader->wake_fd, .events = POLLIN },
-		{ .fd = reader->rings ? ring_buffer__epoll_fd(reader->rings) : -1, .events = POLLIN },
+		{ .fd = reader->rings ? ring_buffer__epoll_fd(reader->rings) : -1,
+		  .events = POLLIN },
 	};
 	long long deadline = now_ms() + timeout_ms;
 	int error, woken = 0;
@@ -171,7 +173,8 @@ int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms, 
 
 		if (left <= 0)
 			break;
-		if (poll(fds, 2, left < interval_ms ? (int)left : interval_ms) < 0 && errno != EINTR)
+		if (poll(fds, 2, left < interval_ms ? (int)left : interval_ms) < 0 &&
+		    errno != EINTR)
 			return -errno;
 		if (fds[0].revents) {
 			uint64_t count;
@@ -254,8 +257,8 @@ int ebt_run_once(int prog_fd)
 	return (int)options.retval;
 }
 
-int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size, unsigned int value_size,
-		   unsigned int max_entries, unsigned int flags)
+int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size,
+		   unsigned int value_size, unsigned int max_entries, unsigned int flags)
 {
 	LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = flags);
 	int fd = bpf_map_create(type, name, key_size, value_size, max_entries, &options);

@@ -32,7 +32,8 @@ int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int ring);
  * the rings each `interval_ms`; at most `timeout_ms`.  The batch is valid until
  * the next call.  0, or a negative errno.
  */
-int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms, struct ebt_batch *batch);
+int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
+		    struct ebt_batch *batch);
 /* From any thread: let ebt_reader_wait() return now, after one more look. */
 int ebt_reader_wake(struct ebt_reader *reader);
 void ebt_reader_free(struct ebt_reader *reader);
@@ -44,6 +45,6 @@ void ebt_link_forget(struct bpf_link *link);
 int ebt_probe_tracing(const char *function, enum bpf_attach_type type);
 /* Run a raw tracepoint program once, here and now; its return value, or a negative errno. */
 int ebt_run_once(int prog_fd);
-int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size, unsigned int value_size,
-		   unsigned int max_entries, unsigned int flags);
+int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size,
+		   unsigned int value_size, unsigned int max_entries, unsigned int flags);
 #endif

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading traces back: the terminal waterfall, the verdict in words, and the checker.
+r"""Reading traces back: the terminal waterfall, the verdict in words, and the checker.
 
 document = load("trace.jsonl")
 for trace in build_traces(document.spans):
-    print("\\n".join(render(trace)))
+    print("\n".join(render(trace)))
 """
 
 from __future__ import annotations

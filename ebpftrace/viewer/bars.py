@@ -38,8 +38,8 @@ class Scale:
         return self.position(span.start_ns), self.position(span.start_ns + span.duration_ns)
 
     def step(self) -> int:
-        """A round number of nanoseconds (1, 2 or 5 times a power of ten) that gives ticks at least 12 cells apart."""
-        least = max(1, self.length_ns) * 12 / self.cells
+        """A round number of nanoseconds (1, 2 or 5 times a power of ten) that gives ticks at least 9 cells apart."""
+        least = max(1, self.length_ns) * 9 / self.cells
         power = 1
         while power * 10 <= least:
             power *= 10
@@ -153,7 +153,7 @@ class Canvas:
     def stack(self, span: Span, parts: Sequence[tuple[str, int]]) -> list[Segment]:
         """The parts side by side, as long as the span's bar above it; without colours, a letter for each cause."""
         left, right = self._scale.extent(span)
-        first = min(round(left), self._scale.cells - 1)
+        first = min(int(left), self._scale.cells - 1)
         cells = max(1, round(right) - first)
         total = max(1, sum(amount for _, amount in parts))
         done = 0

@@ -35,11 +35,11 @@ CAUSES = {
         "on CPU", "C", 71, 32, "it ran on a CPU", "The CPU time is its own work: profile the code to make it less."
     ),
     "run_queue": Cause(
-        "run queue", "q", 221, 33, "it was ready but waited for a free CPU",
+        "run queue", "q", 228, 33, "it was ready but waited for a free CPU",
         "The CPUs were taken: add CPUs, run fewer threads or workers at once, or move busy neighbours away.",
     ),
     "throttled": Cause(
-        "throttled", "t", 203, 31, "it was throttled by its CPU quota",
+        "throttled", "t", 208, 91, "it was throttled by its CPU quota",
         "Raise the CPU quota of its cgroup (cpu.max; the CPU limit of its container), or use less CPU per period.",
     ),
     "disk": Cause(
@@ -55,7 +55,8 @@ CAUSES = {
         "Shorten the critical section of the lock's holder, or share less between threads.",
     ),
     "sleep": Cause(
-        "sleep", "s", 247, 37, "it slept", "It asked to wait: look for sleeps, polling intervals and timers in the code."
+        "sleep", "s", 247, 37, "it slept",
+        "It asked to wait: look for sleeps, polling intervals and timers in the code.",
     ),
     "page_fault": Cause(
         "page fault", "f", 211, 95, "it waited for memory pages to be read in",

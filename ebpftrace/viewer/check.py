@@ -51,10 +51,11 @@ def check(lines: Iterable[bytes | str], *, tolerance_ns: int = TOLERANCE_NS) -> 
 def check_spans(spans: Sequence[Span], *, tolerance_ns: int = TOLERANCE_NS) -> list[Problem]:
     """Check spans already read; problems come in the order of the spans."""
     by_id: dict[str, Span] = {}
-    problems: list[Problem] = []
-    for span in spans:
-        if by_id.setdefault(span.span_id, span) is not span:
-            problems.append(_problem("duplicate-span-id", span, f"also the id of {_name(by_id[span.span_id])}"))
+    problems = [
+        _problem("duplicate-span-id", span, f"has the id of {_name(by_id[span.span_id])} as well")
+        for span in spans
+        if by_id.setdefault(span.span_id, span) is not span
+    ]
     for span in spans:
         problems += _time_problems(span)
         problems += _parent_problems(span, by_id, tolerance_ns)

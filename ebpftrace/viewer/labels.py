@@ -108,12 +108,13 @@ class Labels:
         first: Line = [
             (self.text(root.name) or "(no name)", "error" if root.error is not None else "bold"),
             ("  " + self.text(duration(end - start)), "bold"),
-            ("  " + self.text(root.service), "service"),
+            ("  " + self.text(root.service) if root.service else "", "service"),
+            ("  " + plural(len(trace.spans) - kernel, "span"), "detail"),
+            (dot + plural(kernel, "kernel span"), "detail"),
         ]
-        counts = [plural(len(trace.spans) - kernel, "span"), plural(kernel, "kernel span")]
-        second: Line = [(f"trace {trace.trace_id}{dot}{when(start)}{dot}{' + '.join(counts)}", "detail")]
         if errors:
-            second += [(dot, "detail"), (plural(errors, "error"), "error")]
+            first += [(dot, "detail"), (plural(errors, "error"), "error")]
+        second: Line = [(f"trace {trace.trace_id}{dot}{when(start)}", "detail")]
         return [first, second]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,12 +58,16 @@ def arrange(trace: Trace, glyphs: Glyphs, *, fold: bool = True, max_rows: int = 
         return _cut(_flatten(trace.roots, glyphs, None), trace, max_rows)
     start, end = trace.window
     small_ns = (end - start) // _SMALL
-    result = list(_flatten(trace.roots, glyphs, lambda span: _small_kernel(span, small_ns)))
+    # Each try stops when it is known to be too long, because the trace may be huge.
+    enough = max_rows + 1 if max_rows else None
+    result = list(islice(_flatten(trace.roots, glyphs, lambda span: _small_kernel(span, small_ns)), enough))
     if max_rows and len(result) > max_rows:
-        result = list(_flatten(trace.roots, glyphs, _leaf))
+        result = list(islice(_flatten(trace.roots, glyphs, _leaf), enough))
     if max_rows and len(result) > max_rows:
         kept = _longest(trace, max_rows // 2)
-        result = list(_flatten(trace.roots, glyphs, lambda span: None if id(span) in kept else "rest", least=1))
+        return _cut(
+            _flatten(trace.roots, glyphs, lambda span: None if id(span) in kept else "rest", least=1), trace, max_rows
+        )
     return _cut(result, trace, max_rows)
 
 
@@ -89,7 +94,7 @@ def _leaf(span: Span) -> Hashable:
 
 def _longest(trace: Trace, count: int) -> set[int]:
     # The longest spans, errors before others, with all their ancestors.
-    parents = {id(child): span for span in trace.spans for child in span.children}
+    parents = {id(child): span for span in trace.spans if span.children for child in span.children}
     kept: set[int] = set()
     for span in heapq.nlargest(count, trace.spans, key=lambda span: (span.error is not None, span.duration_ns)):
         above: Span | None = span

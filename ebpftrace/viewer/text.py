@@ -24,7 +24,7 @@ def clean(text: str, *, ascii_only: bool = False) -> str:
 
 
 # The viewer's own words use these; they have a plain spelling, other characters only an escape.
-_ASCII = {"µ": "u", "·": "-", "…": "...", "×": "x", "—": "-", "’": "'", "←": "<-", "\N{REPLACEMENT CHARACTER}": "?"}
+_ASCII = {"µ": "u", "…": "...", "“": '"', "”": '"', "\N{REPLACEMENT CHARACTER}": "?"}
 
 
 def _escape(char: str) -> str:
@@ -63,7 +63,7 @@ _UNITS = ((1, "ns"), (1_000, "µs"), (1_000_000, "ms"), (1_000_000_000, "s"))
 
 
 def duration(nanoseconds: int) -> str:
-    """A duration with three significant digits: `0`, `812 ns`, `12.3 µs`, `310 ms`, `1.25 s`, `2 min 5 s`, `3 h 12 min`."""
+    """A duration in three digits: `0`, `812 ns`, `12.3 µs`, `310 ms`, `1.25 s`, `2 min 5 s`, `3 h 12 min`."""
     if nanoseconds <= 0:
         return "0"
     for size, unit in _UNITS:

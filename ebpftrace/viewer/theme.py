@@ -50,7 +50,7 @@ class Glyphs:
 UNICODE = Glyphs(
     branch="├╴", last="╰╴", through="│ ", blank="  ", kernel="⚙ ", cross="✗ ", warning="⚠ ", event="◆", tick="╷",
     grid="┊", full="█", right_half="▐", eighths="▏▎▍▌▋▊▉", thin="━", thin_left="╸", thin_right="╺", levels="▁▂▃▄▅▆▇█",
-    stack="▀", times="×", dot=" · ", ellipsis="…", arrow="← ", quote="▎",
+    stack="■", times="\N{MULTIPLICATION SIGN}", dot=" · ", ellipsis="…", arrow="← ", quote="▎",
 )  # fmt: skip
 ASCII = Glyphs(
     branch="|-", last="`-", through="| ", blank="  ", kernel="k ", cross="x ", warning="! ", event="|", tick="|",
@@ -65,9 +65,9 @@ _SGR = {
     "grid": ("38;5;238", "2"),
     "app": ("38;5;67", "34"),
     "service": ("38;5;109", "36"),
-    "kernel": ("38;5;179", "33"),
+    "kernel": ("38;5;144", "33"),
     "error": ("1;38;5;203", "1;31"),
-    "warning": ("38;5;214", "33"),
+    "warning": ("38;5;220", "33"),
 }
 
 

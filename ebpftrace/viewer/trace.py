@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-AttributeValue: TypeAlias = "None | bool | int | float | str | tuple[AttributeValue, ...] | dict[str, AttributeValue]"
+AttributeValue: TypeAlias = "bool | int | float | str | tuple[AttributeValue, ...] | dict[str, AttributeValue] | None"
 
 TIME_PREFIX = "ebpftrace.time."
 PROGRAM = "ebpftrace.program"

@@ -10,6 +10,7 @@ from ebpftrace.viewer.causes import UNKNOWN, cause_of
 from ebpftrace.viewer.labels import breakdown_parts, plural, whole_of
 from ebpftrace.viewer.rows import SYSCALL
 from ebpftrace.viewer.text import clean, duration, share
+from ebpftrace.viewer.trace import PROGRAM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _NAMED = 20  # parts below this fraction of the whole are only summed up
 _MOST = 0.5  # a system call or waker is named when it accounts for this much of its cause
+# Where the thread that ended a wait is part of the answer; who ends a sleep or a disk read is the kernel itself.
+_WAKER_TELLS = {"lock": "released", "other": "woken"}
 _CHILD_WAITS = ("wait4", "waitid")
 
 
@@ -38,32 +41,30 @@ def verdict(trace: Trace, span: Span | None = None) -> str:
     parts = breakdown_parts(explained)
     whole = whole_of(explained)
     this = "this request" if explained is subject else f"the span {_quoted(explained)}"
-    sentences = [_shares(explained, parts, whole, this)]
+    waits = _waits(explained)
+    sentences = [_shares(parts, whole, this, waits)]
     if explained is not subject:
         told = share(explained.duration_ns, subject.duration_ns)
-        sentences.insert(0, f"{_quoted(subject)} has no kernel time breakdown of its own; its longest span that has one"
-                         f" is {_quoted(explained)}, {told} of it.")  # fmt: skip
+        sentences.insert(
+            0,
+            f"{_quoted(subject)} has no kernel time breakdown of its own; its longest span that has one"
+            f" is {_quoted(explained)}, {told} of it.",
+        )
     name = parts[0][0]
-    evidence = _evidence(explained, name)
-    if evidence:
-        sentences.append(evidence)
-    advice = cause_of(name).advice if name else ""
-    if advice:
-        sentences.append(advice)
-    sentences += _reservations(explained)
-    return " ".join(sentences)
+    sentences += [_evidence(name, waits), cause_of(name).advice if name else "", *_reservations(explained)]
+    return " ".join(filter(None, sentences))
 
 
-def _shares(span: Span, parts: Sequence[tuple[str, int]], whole: int, this: str) -> str:
+def _shares(parts: Sequence[tuple[str, int]], whole: int, this: str, waits: dict[str, list[Span]]) -> str:
     clauses = []
     rest = 0
     for index, (name, amount) in enumerate(parts):
         clause = cause_of(name).clause if name else UNKNOWN.clause
         if index == 0:
             of = f"{duration(amount)} of {duration(whole)}"
-            clauses.append(f"{share(amount, whole)} of {this} ({of}) {clause}{_calls(span, name)}")
+            clauses.append(f"{share(amount, whole)} of {this} ({of}) {clause}{_calls(name, waits.get(name, []))}")
         elif amount * _NAMED >= whole:
-            clauses.append(f"{share(amount, whole)} {clause}{_calls(span, name)}")
+            clauses.append(f"{share(amount, whole)} {clause}{_calls(name, waits.get(name, []))}")
         else:
             rest += amount
     if rest:
@@ -71,44 +72,44 @@ def _shares(span: Span, parts: Sequence[tuple[str, int]], whole: int, this: str)
     return clean(", ".join(clauses)) + "."
 
 
-def _calls(span: Span, cause: str) -> str:
-    # Which system call most of a wait was in: " (fsync)".
-    times = _weighed(span, cause, SYSCALL)
-    total = sum(times.values())
-    if not total:
-        return ""
-    call, amount = times.most_common(1)[0]
-    return f" (in {call})" if call and amount >= _MOST * total else ""
-
-
-def _weighed(span: Span, cause: str, key: str) -> Counter[str]:
+def _calls(cause: str, waits: Sequence[Span]) -> str:
+    # Which system call most of a wait was in, and who ended it: " (in futex; released by thread 12, gc)".
     times: Counter[str] = Counter()
-    for below in span.walk():
-        if below.kernel and below.name == cause:
-            value = below.attributes.get(key)
-            times["" if value is None else str(value)] += below.duration_ns
-    return times
-
-
-def _evidence(span: Span, cause: str) -> str:
-    waits = [below for below in span.walk() if below.kernel and below.name == cause and below.duration_ns]
-    if not waits:
-        return ""
-    longest = max(waits, key=lambda wait: wait.duration_ns)
+    for wait in waits:
+        times[wait.text(SYSCALL)] += wait.duration_ns
     said = []
-    if len(waits) > 1:
-        said.append(f"It did so {len(waits):,} times, the longest for {duration(longest.duration_ns)}")
-    waker = _waker(waits) if cause in ("lock", "network", "other") else ""
-    if waker and cause == "lock":
-        said.append(f"{'the lock was' if said else 'The lock was'} released by {waker}")
-    elif waker:
-        said.append(f"{'it was' if said else 'It was'} woken by {waker}")
-    if longest.text(SYSCALL) in _CHILD_WAITS:
-        programs = [below for below in span.walk() if below.kernel and below.name.startswith("exec ")]
-        if programs:
-            child = max(programs, key=lambda program: program.duration_ns)
-            said.append(f"{'it' if said else 'It'} waited for its child process {_quoted(child)}")
-    return clean(", ".join(said)) + "." if said else ""
+    if times:
+        call, amount = times.most_common(1)[0]
+        if call and amount >= _MOST * times.total():
+            said.append(f"in {call}")
+    waker = _waker(waits)
+    if waker and cause in _WAKER_TELLS:
+        said.append(f"{_WAKER_TELLS[cause]} by {waker}")
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _waits(span: Span) -> dict[str, list[Span]]:
+    # The kernel spans with width below a span, by name; programs that were executed all under "exec".
+    found: dict[str, list[Span]] = {}
+    for below in span.walk():
+        if below.duration_ns and below.kernel:
+            name = "exec" if below.text(PROGRAM) == "exec" else below.name
+            found.setdefault(name, []).append(below)
+    return found
+
+
+def _evidence(cause: str, waits: dict[str, list[Span]]) -> str:
+    mine = waits.get(cause, [])
+    if not mine:
+        return ""
+    longest = max(mine, key=lambda wait: wait.duration_ns)
+    count = "one wait" if len(mine) == 1 else f"{len(mine):,} waits, the longest of {duration(longest.duration_ns)}"
+    said = f"The {cause_of(cause).label} time was {count}"
+    programs = waits.get("exec", [])
+    if programs and longest.text(SYSCALL) in _CHILD_WAITS:
+        child = max(programs, key=lambda program: program.duration_ns)
+        said += f", for its child process {_quoted(child)}"
+    return f"{said}."
 
 
 def _waker(waits: Sequence[Span]) -> str:
@@ -123,7 +124,7 @@ def _waker(waits: Sequence[Span]) -> str:
     mostly = "" if len(times) == 1 else "mostly " if amount >= _MOST * sum(times.values()) else None
     if mostly is None:
         return f"{len(times)} different threads"
-    return f"{mostly}thread {pid}" + (f" ({name})" if name else "")
+    return f"{mostly}thread {pid}" + (f", {name}" if name else "")
 
 
 def _reservations(span: Span) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ebpftrace.viewer.rows import Row
     from ebpftrace.viewer.theme import Line, Segment
-    from ebpftrace.viewer.trace import Span, Trace
+    from ebpftrace.viewer.trace import Trace
 
 _TIME_CELLS = 8  # "12.3 ms" and "59 min 59 s" is the one that may be cut
 _MATTERS = 100  # a breakdown is shown from this part of the trace's window on
@@ -56,23 +56,22 @@ def render(trace: Trace, options: Options | None = None, theme: Theme | None = N
 def render_list(traces: Sequence[Trace], options: Options, theme: Theme) -> Iterator[str]:
     """One line a trace: id, start, duration, spans, kernel spans, errors, root name; slowest first."""
     labels = Labels(theme)
-    yield theme.paint(
-        [(f"{'trace':32}  {'start':27}  {'duration':>9}  {'spans':>6} {'kernel':>7} {'errors':>6}  root", "dim")]
-    )
+    columns = ("trace", "start (UTC)", "duration", "spans", "kernel", "errors", "root")
+    head = "{:32}  {:14}  {:>8} {:>6} {:>7} {:>6}  {}".format(*columns)
+    yield theme.paint(labels.clip([(head, "dim")], options.width))
     for trace in traces:
         kernel, errors = trace.kernel_count, trace.error_count
         start, end = trace.window
         root = trace.root
         line: Line = [
-            (trace.trace_id, "detail"),
-            (f"  {when(start)}", "detail"),
-            (f"  {labels.text(duration(end - start)):>9}", "bold"),
-            (f"  {len(trace.spans) - kernel:>6,} {kernel:>7,} ", ""),
+            (f"{trace.trace_id}  {when(start)[5:19]}  ", "detail"),
+            (f"{labels.text(duration(end - start)):>8} ", "bold"),
+            (f"{len(trace.spans) - kernel:>6,} {kernel:>7,} ", ""),
             (f"{errors or '':>6}", "error"),
             (f"  {labels.text(root.name) or '(no name)'}", "error" if root.error is not None else "bold"),
             (f"  {labels.text(root.service)}", "service"),
         ]
-        yield theme.paint(labels.clip(line, max(options.width, 100)))
+        yield theme.paint(labels.clip(line, options.width))
 
 
 class _Waterfall:
@@ -197,14 +196,13 @@ class _Waterfall:
             "fold": (glyphs.levels[1::3], "folded: fill or density"),
         }
         entries: list[Line] = []
-        for kind in words:
+        for kind, (mark, meaning) in words.items():
             if kind in self._used:
-                mark, meaning = words[kind]
                 entries.append([(mark, self._used[kind]), (f" {meaning}", "detail")])
         order = [*CAUSES, ""]
         causes = [key.removeprefix("cause:") for key in self._used if key.startswith("cause:")]
         for name in sorted(causes, key=lambda name: order.index(name) if name in order else len(order)):
-            mark = glyphs.full if self.theme.colours else _letter(name)
+            mark = glyphs.stack if self.theme.colours else _letter(name)
             entries.append([(mark, f"cause:{name}"), (f" {label_of(name)}", "detail")])
         line: Line = []
         for entry in entries:
@@ -216,9 +214,9 @@ class _Waterfall:
             yield line
 
     def _verdict(self) -> Iterator[Line]:
-        words = self._labels.text(verdict(self._trace))
+        words = self._labels.text(verdict(self._trace)).replace(" %", "\xa0%")  # a line must not begin with "%"
         for text in textwrap.wrap(words, min(self._width, 110) - 2, break_on_hyphens=False):
-            yield [(self.theme.glyphs.quote + " ", "warning"), (text, "")]
+            yield [(self.theme.glyphs.quote.ljust(2), "warning"), (text.replace("\xa0", " "), "")]
 
 
 def _letter(name: str) -> str:

@@ -38,7 +38,8 @@ class Receiver:
         requests = self.requests
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):  # noqa: N802  (http.server's name)
+            def do_POST(self):
+                """Decode and keep one request."""
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
@@ -56,10 +57,12 @@ class Receiver:
 
     @property
     def resource_spans(self):
+        """All groups of all requests."""
         return [group for request in self.requests for group in request.resource_spans]
 
     @property
     def spans(self):
+        """All spans of all requests."""
         return [span for group in self.resource_spans for scope in group.scope_spans for span in scope.spans]
 
 

@@ -18,13 +18,16 @@ class Machine:
         self.cost = cost
 
     def wall(self):
+        """CLOCK_REALTIME."""
         return self.mono + self.offset
 
     def monotonic(self):
+        """CLOCK_MONOTONIC; time passes while it is read."""
         self.mono += self.cost
         return self.mono
 
     def clock(self, **settings):
+        """Make a clock on this machine."""
         return Clock(wall=self.wall, monotonic=self.monotonic, **settings)
 
 

@@ -39,7 +39,9 @@ def test_architecture_is_named_by_the_conventions(monkeypatch, machine, arch):
 
 def test_environment_describes_the_deployment_but_not_the_service(monkeypatch):
     """OTEL_RESOURCE_ATTRIBUTES wins over detection, except for service.*, which is the application's."""
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "host.name=node7,k8s.cluster.name=c,service.name=a,service.version=2")
+    monkeypatch.setenv(
+        "OTEL_RESOURCE_ATTRIBUTES", "host.name=node7,k8s.cluster.name=c,service.name=a,service.version=2"
+    )
     monkeypatch.setenv("OTEL_SERVICE_NAME", "checkout")
 
     attributes = kernel_resource("my-kernel").attributes

@@ -28,11 +28,13 @@ class Gate(SpanExporter):
         self.names = []
 
     def export(self, spans):
+        """Wait for the gate."""
         self.open.wait(30)
         self.names += [span.name for span in spans]
         return SpanExportResult.SUCCESS
 
     def shutdown(self):
+        """Let everybody go."""
         self.open.set()
 
 

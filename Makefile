@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make test` and `make demo` start from a fresh machine: each sets up what it needs, then does its job.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# Overridable: the Python that .venv is made of, and whether a kernel test that cannot run is an error
+export PYTHON ?=
+export EBPFTRACE_KERNEL_TESTS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
+BIN := .venv/bin
+STAMPS := build/stamps
+
+# What is compiled or copied at install.  Python sources are not: the install is editable.  Its finder
+# knows the packages by name though, so the list of files is part of the stamp's name.
+SOURCES := CMakeLists.txt pyproject.toml $(shell find bpf ebpftrace -name '*.[ch]' -o -name 'build_*.py' -o -name '*.yaml')
+LISTING := $(shell find bpf ebpftrace -type f -not -name '*.pyc' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
+C_SOURCES = $(shell find bpf ebpftrace -name '*.[ch]')
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+.PHONY: demo
+demo: $(STAMPS)/demo-$(LISTING) mounts ## Trace a slow request into build/demo/trace.jsonl and show why it was slow
+	@mkdir -p build/demo
+	$(SUDO) $(BIN)/ebpftrace demo --output build/demo/trace.jsonl
+
+.PHONY: test
+test: lint pytest ## Check the style and the types, then run every test
+
+ifeq ($(SUDO),)
+.PHONY: pytest
+pytest: $(STAMPS)/test-$(LISTING) mounts
+	$(BIN)/pytest
+else
+# the kernel tests load BPF programs, nothing else needs root
+.PHONY: pytest
+pytest: $(STAMPS)/test-$(LISTING) mounts
+	$(BIN)/pytest --ignore=tests/kernel
+	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 EBPFTRACE_KERNEL_TESTS=$(EBPFTRACE_KERNEL_TESTS) \
+		$(BIN)/pytest -p no:cacheprovider tests/kernel
+endif
+
+.PHONY: unit
+unit: $(STAMPS)/test-$(LISTING) ## Run the quick tests only: no kernel, no packaging
+	$(BIN)/pytest -m 'not packaging' tests/unit
+
+.PHONY: lint
+lint: $(STAMPS)/test-$(LISTING) ## Check style and types: ruff, mypy, clang-format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+
+.PHONY: format
+format: $(STAMPS)/test-$(LISTING) ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix --select I
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+.PHONY: wheel
+wheel: $(STAMPS)/test-$(LISTING) ## Build the sdist, and the wheel from it, into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+.PHONY: setup
+setup: $(STAMPS)/test-$(LISTING) ## Only set up: system packages, .venv, the built package
+
+.PHONY: clean
+clean: ## Remove what was built, .venv too
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- set-up, each step once --------------------------------------------------------
+
+$(STAMPS)/system: scripts/setup.sh scripts/python.sh
+	scripts/setup.sh
+	@mkdir -p $(@D) && touch $@
+
+# A .venv that works and is new enough is kept
+$(STAMPS)/venv: $(STAMPS)/system scripts/requirements.py pyproject.toml
+	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ rm -rf .venv && "$$(scripts/python.sh)" -m venv .venv; }
+	$(BIN)/python scripts/requirements.py > build/requirements.txt
+	$(BIN)/python -m pip install -q -r build/requirements.txt $(PIP_HELP)
+	@touch $@
+
+PIP_HELP = || { echo "pip could not install from PyPI: is there a network, or a proxy to set (HTTPS_PROXY)?" >&2; exit 1; }
+
+$(STAMPS)/demo-$(LISTING): extras := demo
+$(STAMPS)/test-$(LISTING): extras := demo,test,lint
+$(STAMPS)/%-$(LISTING): $(SOURCES) $(STAMPS)/venv
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[$(extras)]'
+	@rm -f $(STAMPS)/$*-* && touch $@
+
+.PHONY: mounts
+mounts:
+	@$(SUDO) scripts/mount.sh

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel spans and kernel time inside your OpenTelemetry traces.
+
+    import ebpftrace
+
+    ebpftrace.start()                       # once, at start-up
+
+    @ebpftrace.traced                       # a span, with kernel tracing on for it
+    def handler(): ...
+
+    with tracer.start_as_current_span("charge"):
+        with ebpftrace.enable("sched"):     # kernel tracing on for the current span
+            ...
+
+Importing this costs next to nothing: what is needed is imported by `start()`, `traced` and `enable`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ebpftrace._version import version as __version__
+
+if TYPE_CHECKING:
+    from ebpftrace.context.enable import enable, traced
+    from ebpftrace.runtime.session import Session
+
+__all__ = ["Session", "__version__", "enable", "start", "stats", "stop", "traced"]
+
+
+def start(
+    *,
+    programs: tuple[str, ...] | list[str] | None = None,
+    enable: tuple[str, ...] | list[str] | None = None,
+    breakdown: bool | None = None,
+    service_name: str | None = None,
+    min_off_cpu_us: int | None = None,
+    exec_roots: tuple[str, ...] | list[str] | None = None,
+    ring_kib: int | None = None,
+    disabled: bool | None = None,
+) -> Session:
+    """Load the kernel programs, publish every thread's current span, start the background reader.
+
+    Idempotent: a second call returns the running session; with other settings it says so in the log and changes
+    nothing. Where the kernel or the privileges do not allow it, one log line says what is missing and the application
+    goes on untraced: `session.active` and `session.reason` tell.
+
+    Args:
+        programs: programs to load (default: all); they act only where a span enables them.
+        enable: programs enabled for every sampled span.
+        breakdown: put `ebpftrace.time.*` on every ended span (default: yes).
+        service_name: `service.name` of the kernel's spans (default: "kernel").
+        min_off_cpu_us: a wait shorter than this makes no span of its own (default: 100).
+        exec_roots: binaries that start a trace of their own, by path or name.
+        ring_kib: size of each program's ring buffer, a power of two (default: 1024).
+        disabled: do nothing.
+
+    Each has an environment variable EBPFTRACE_<NAME>, which a value given here overrides.
+
+    Raises:
+        ConfigError: a setting is wrong, or names a program that does not exist.
+    """
+    from ebpftrace.runtime import session
+
+    given: dict[str, Any] = {
+        "programs": None if programs is None else _names("programs", programs),
+        "enable": None if enable is None else _names("enable", enable),
+        "breakdown": breakdown,
+        "service_name": service_name,
+        "min_off_cpu_us": min_off_cpu_us,
+        "exec_roots": None if exec_roots is None else _names("exec_roots", exec_roots),
+        "ring_kib": ring_kib,
+        "disabled": disabled,
+    }
+    return session.start(**{name: value for name, value in given.items() if value is not None})
+
+
+def _names(setting: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        from ebpftrace.errors import ConfigError
+
+        raise ConfigError(f"{setting}={value!r}: give a list of names: {setting}=[{value!r}]")
+    return tuple(value)
+
+
+def stop() -> None:
+    """Detach everything, bring in the last kernel spans, publish no more. Idempotent; also done at exit."""
+    from ebpftrace.runtime import session
+
+    session.stop()
+
+
+def stats() -> dict[str, Any]:
+    """Return what was read, made and lost since `start()`, by program and reason; {"active": False} without it."""
+    from ebpftrace.runtime import session
+
+    running = session.current()
+    return running.stats() if running is not None else {"active": False, "reason": "start() was not called"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names that need OpenTelemetry when they are first used."""
+    if name in ("enable", "traced"):
+        from ebpftrace.context import enable as module
+
+        globals()["enable"], globals()["traced"] = module.enable, module.traced
+        return globals()[name]
+    if name == "Session":
+        from ebpftrace.runtime.session import Session
+
+        return Session
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

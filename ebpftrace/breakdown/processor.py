@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The span processor that measures each span against the kernel's account of its thread.
+
+The breakdown is a *thread's* time between a span's start and end, so it is given to a span that started and ended on
+one thread while that thread ran nothing else. A span whose thread ran other tasks meanwhile (an event loop) gets none
+rather than a wrong one, and is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from asyncio import _get_running_loop
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+
+from ebpftrace.context import _publisher
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span
+
+logger = logging.getLogger("ebpftrace.breakdown")
+
+_SNAPSHOT = "_ebpftrace_snapshot"
+
+
+class BreakdownProcessor(SpanProcessor):
+    """Adds `ebpftrace.time.*`, integers in nanoseconds, to every ended span that is bound to a thread.
+
+    A part that is zero is left out, but for `on_cpu`: most spans then carry one attribute and not nine.
+
+    Args:
+        flush: brings in what the kernel still has; called before the processors behind this one flush or shut down.
+        measure: add the breakdown; without it, only the flushing remains.
+    """
+
+    def __init__(self, flush: Callable[[float], bool], *, measure: bool = True) -> None:
+        self._flush = flush
+        self._measuring = measure
+        self.measured = 0
+        self.another_thread = 0
+        self.shared_thread = 0
+        self.no_room = 0
+        self.errors = 0
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
+        """Note the thread's account; never raises."""
+        if not self._measuring:
+            return
+        try:
+            snapshot = _publisher.snapshot()
+            if snapshot is not None:
+                # on the attributes, which Span.end() hands on to what on_end() gets; and gone with them
+                setattr(span._attributes, _SNAPSHOT, snapshot)
+        except Exception:
+            self._failed()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Put the difference on the span; never raises."""
+        try:
+            attributes = span._attributes
+            snapshot = getattr(attributes, _SNAPSHOT, None)
+            if snapshot is not None:
+                self._measure(attributes, snapshot)
+        except Exception:
+            self._failed()
+
+    def _measure(self, attributes: Any, snapshot: bytes) -> None:
+        delattr(attributes, _SNAPSHOT)
+        times: dict[str, Any] = {}
+        verdict = _publisher.elapsed(snapshot, times)
+        if verdict == _publisher.ANOTHER_THREAD:
+            self.another_thread += 1
+        elif verdict == _publisher.CONTEXT_MOVED and _shared_thread():
+            self.shared_thread += 1
+        elif not isinstance(attributes, BoundedAttributes):
+            self.no_room += 1
+        elif attributes.maxlen is not None and len(attributes) + len(times) > attributes.maxlen:
+            self.no_room += 1
+        else:
+            # the span has ended and its attributes are closed to setters; this is the span's last writer
+            with attributes._lock:
+                attributes._dict.update(times)
+            self.measured += 1
+
+    def _failed(self) -> None:
+        self.errors += 1
+        if self.errors == 1:
+            logger.warning("a span got no kernel time breakdown; later failures are only counted", exc_info=True)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Bring in the kernel's spans, so that the processors behind this one flush them too."""
+        return self._flush(timeout_millis / 1000)
+
+    def shutdown(self) -> None:
+        """Bring in the kernel's spans while there is still somebody to export them."""
+        self._flush(1.0)
+
+    def stats(self) -> dict[str, int]:
+        """Return how many spans were measured, and why others were not."""
+        return {
+            "measured": self.measured,
+            "another_thread": self.another_thread,
+            "shared_thread": self.shared_thread,
+            "no_room": self.no_room,
+            "errors": self.errors,
+        }
+
+
+def _shared_thread() -> bool:
+    """Does this thread take turns between tasks?"""
+    if _get_running_loop() is not None:
+        return True
+    greenlet = sys.modules.get("greenlet")
+    return greenlet is not None and greenlet.getcurrent().parent is not None

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BPF objects: open, set up, load, attach, close.
+
+    with BpfObject("sched", data) as sched:
+        sched.set_rodata("min_off_cpu_ns", 50_000)
+        sched.load()
+        sched.attach()
+
+Everything is held by file descriptors of this process and nothing is pinned, so a process that dies in whatever way
+leaves nothing behind in the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ebpftrace.errors import AttachError, BpfError, LoadError
+from ebpftrace.kernel._native import check, check_pointer, ffi, lib, take_log
+from ebpftrace.kernel.btf import Btf
+from ebpftrace.kernel.maps import Map
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One function of an object: its name and the hook it asks for ("tp_btf/sched_switch")."""
+
+    name: str
+    section: str
+
+
+class BpfObject:
+    """A BPF object file in memory, and once loaded, in the kernel.
+
+    Args:
+        name: the stem; names the object's data maps in the kernel.
+        data: the ELF file's bytes.
+
+    Raises:
+        LoadError: not a BPF object that libbpf understands.
+    """
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name = name
+        self._data = data  # libbpf copies it, but not its strings before it has read them
+        self._name = ffi.new("char[]", name.encode())
+        options = ffi.new("struct bpf_object_open_opts *")
+        options.sz = ffi.sizeof("struct bpf_object_open_opts")
+        options.object_name = self._name
+        take_log()
+        pointer = lib.bpf_object__open_mem(ffi.from_buffer(data), len(data), options)
+        self._object: Any = check_pointer(f"open the BPF object {name!r}", pointer, LoadError)
+        self._links: list[Any] = []
+        self._loaded = False
+
+    # --- before load()
+
+    @property
+    def btf(self) -> Btf:
+        """The object's own types: records, knobs."""
+        return Btf(lib.bpf_object__btf(self._object), owner=self)
+
+    def programs(self) -> list[Program]:
+        """Return the object's functions."""
+        return [Program(_text(lib.bpf_program__name(p)), _text(lib.bpf_program__section_name(p))) for p in self._each()]
+
+    def _each(self) -> Iterator[Any]:
+        program = lib.bpf_object__next_program(self._object, ffi.NULL)
+        while program != ffi.NULL:
+            yield program
+            program = lib.bpf_object__next_program(self._object, program)
+
+    def _program(self, name: str) -> Any:
+        for program in self._each():
+            if _text(lib.bpf_program__name(program)) == name:
+                return program
+        raise KeyError(f"the BPF object {self.name!r} has no program {name!r}")
+
+    def _map(self, name: str) -> Any:
+        for each in self._each_map():
+            found = _text(lib.bpf_map__name(each))
+            # libbpf puts the object's name before the names of data sections
+            if found == name or (name.startswith(".") and found.endswith(name)):
+                return each
+        raise KeyError(f"the BPF object {self.name!r} has no map {name!r}")
+
+    def _each_map(self) -> Iterator[Any]:
+        each = lib.bpf_object__next_map(self._object, ffi.NULL)
+        while each != ffi.NULL:
+            yield each
+            each = lib.bpf_object__next_map(self._object, each)
+
+    def set_autoload(self, program: str, *, autoload: bool) -> None:
+        """Choose whether load() loads a function: how a variant is picked by capability."""
+        check(f"choose program {program!r}", lib.bpf_program__set_autoload(self._program(program), autoload))
+
+    def set_rodata(self, variable: str, value: int) -> None:
+        """Set a `const volatile` integer knob, before load().
+
+        Raises:
+            KeyError: the object has no such knob.
+            OverflowError: the value does not fit.
+        """
+        field = self.btf.variables(".rodata").get(variable)
+        if field is None:
+            raise KeyError(f"the BPF object {self.name!r} has no knob {variable!r}")
+        size = ffi.new("size_t *")
+        data = lib.bpf_map__initial_value(self._map(".rodata"), size)
+        raw = int(value).to_bytes(field.size, "little", signed=field.kind == "signed")
+        ffi.memmove(ffi.cast("char *", data) + field.offset, raw, field.size)
+
+    def set_ring_bytes(self, name: str, size: int) -> None:
+        """Set a ring buffer's size: a power of two and a multiple of the page size."""
+        check(f"size the ring buffer {name!r}", lib.bpf_map__set_max_entries(self._map(name), size))
+
+    def skip_map(self, name: str) -> None:
+        """Do not create a map that none of this object's functions use."""
+        check(f"leave out map {name!r}", lib.bpf_map__set_autocreate(self._map(name), False))
+
+    def share_map(self, name: str, other: Map) -> None:
+        """Use another object's map in place of this object's own.
+
+        Raises:
+            LoadError: the two maps do not have the same shape.
+        """
+        code = lib.bpf_map__reuse_fd(self._map(name), other.fd)
+        check(f"share map {name!r} with the BPF object {self.name!r}", code, LoadError)
+
+    def load(self) -> None:
+        """Load all chosen functions and create the maps.
+
+        Raises:
+            LoadError: the kernel refused; the verifier's last words are in its notes.
+        """
+        take_log()
+        check(f"load the BPF object {self.name!r}", lib.bpf_object__load(self._object), LoadError)
+        self._loaded = True
+
+    # --- after load()
+
+    def map(self, name: str) -> Map:
+        """Return a map of the object; it lives as long as the object.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        pointer = self._map(name)
+        return Map(
+            lib.bpf_map__fd(pointer),
+            name=name,
+            key_size=lib.bpf_map__key_size(pointer),
+            value_size=lib.bpf_map__value_size(pointer),
+        )
+
+    def map_names(self) -> list[str]:
+        """Return the names of all maps, libbpf's own data maps included."""
+        return [_text(lib.bpf_map__name(each)) for each in self._each_map()]
+
+    def attach(self) -> None:
+        """Attach every loaded function that names its own hook.
+
+        Raises:
+            AttachError: one of them could not be; what was attached before it stays until close().
+        """
+        for program in self._each():
+            if not lib.bpf_program__autoload(program) or "/" not in _text(lib.bpf_program__section_name(program)):
+                continue
+            take_log()
+            link = lib.bpf_program__attach(program)
+            hook = _text(lib.bpf_program__section_name(program))
+            self._links.append(check_pointer(f"attach {self.name!r} to {hook}", link, AttachError))
+
+    def run_once(self, program: str) -> int:
+        """Run a raw tracepoint function once, in this thread's context; return its result.
+
+        Raises:
+            BpfError: the kernel cannot (before 5.10), or a negative result.
+        """
+        return check(f"run {program!r}", lib.ebt_run_once(lib.bpf_program__fd(self._program(program))))
+
+    # --- the end
+
+    def detach(self) -> None:
+        """Take the functions off their hooks; what they wrote stays readable until close(). Idempotent."""
+        for link in self._links:
+            lib.bpf_link__destroy(link)
+        self._links.clear()
+
+    def close(self) -> None:
+        """Detach and unload; idempotent. Links first, so that nothing runs while its maps go."""
+        self.detach()
+        if self._object is not None:
+            lib.bpf_object__close(self._object)
+            self._object = None
+
+    def forget(self) -> None:
+        """In the child of a fork: close the file descriptors and leave the parent's programs attached."""
+        for link in self._links:
+            lib.ebt_link_forget(link)
+        self._links.clear()
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _text(pointer: Any) -> str:
+    text: str = ffi.string(pointer).decode()
+    return text
+
+
+def is_permission(error: BpfError) -> bool:
+    """Was it refused for want of privilege?"""
+    return error.errno in (errno.EPERM, errno.EACCES)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ring buffers, many of them drained by one thread in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+from ebpftrace.errors import BpfError
+from ebpftrace.kernel._native import check, ffi, lib
+from ebpftrace.kernel.maps import Map
+
+_HEAD = 8  # u32 ring, u32 size
+
+
+class Batch:
+    """Records of one wait, valid until the next one.
+
+    Args:
+        data: the records, each headed by { u32 ring, u32 size } and padded to 8 bytes.
+        records: how many.
+    """
+
+    __slots__ = ("data", "records")
+
+    def __init__(self, data: memoryview, records: int) -> None:
+        self.data = data
+        self.records = records
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (ring, offset, size) of each record in `data`."""
+        heads = self.data.cast("I")
+        offset, end = 0, len(self.data)
+        while offset < end:
+            word = offset >> 2
+            size = heads[word + 1]
+            yield heads[word], offset + _HEAD, size
+            offset += _HEAD + ((size + 7) & ~7)
+
+
+class RingReader:
+    """One thread's view of many ring buffers. The GIL is released while it waits and copies.
+
+    Raises:
+        BpfError: out of memory or file descriptors.
+    """
+
+    def __init__(self) -> None:
+        self._reader: Any = lib.ebt_reader_new()
+        if self._reader == ffi.NULL:
+            self._reader = None
+            raise BpfError("make a ring buffer reader", errno=ffi.errno)
+        self._batch = ffi.new("struct ebt_batch *")
+
+    def add(self, ring_map: Map, ring: int) -> None:
+        """Read one more ring buffer; its records come with the number `ring`."""
+        check(f"read the ring buffer {ring_map.name!r}", lib.ebt_reader_add(self._reader, ring_map.fd, ring))
+
+    def wait(self, *, interval_ms: int, timeout_ms: int) -> Batch:
+        """Return the next records; none when woken or out of time.
+
+        Args:
+            interval_ms: look into the rings this often: producers do not wake the reader for each record.
+            timeout_ms: return by then, with or without records.
+        """
+        batch = self._batch
+        check("read the ring buffers", lib.ebt_reader_wait(self._reader, interval_ms, timeout_ms, batch))
+        return Batch(memoryview(ffi.buffer(batch.data, batch.size)), batch.records)
+
+    def wake(self) -> None:
+        """Let wait() return after one more look; from any thread."""
+        if self._reader is not None:
+            check("wake the ring buffer reader", lib.ebt_reader_wake(self._reader))
+
+    def close(self) -> None:
+        """Unmap the rings; idempotent. Not while another thread is in wait()."""
+        if self._reader is not None:
+            lib.ebt_reader_free(self._reader)
+            self._reader = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

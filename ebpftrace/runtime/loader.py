@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel side of a running library: objects, their knobs, their counters, this process's context table."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
+
+from ebpftrace.errors import BpfError, EbpftraceError
+from ebpftrace.kernel._native import ffi, lib
+from ebpftrace.kernel.btf import Btf
+from ebpftrace.kernel.maps import Map
+from ebpftrace.kernel.object import BpfObject
+from ebpftrace.programs import CORE, ShippedProgram
+from ebpftrace.spans.plan import ProgramPlan
+
+if TYPE_CHECKING:
+    from ebpftrace.settings import Settings
+
+logger = logging.getLogger("ebpftrace.runtime")
+
+DROP_REASONS = ("ring_full", "map_full", "no_slot")
+"""Order of `enum ebt_drop` in bpf/include/ebpftrace_abi.h."""
+
+_SHARED_MAPS = ("processes", "lines")
+_ROOT_NAME_BYTES = 64
+# A record must reach its span within 100 ms even when the ring is far from full; see runtime.reader
+_WAKEUP_SHARE = 4
+
+
+class LoadedProgram:
+    """One program in the kernel.
+
+    Args:
+        name: the stem.
+        obj: its object, loaded.
+        plan: how its records become spans.
+        bit: of a context's mask.
+    """
+
+    def __init__(self, name: str, obj: BpfObject, plan: ProgramPlan, bit: int) -> None:
+        self.name = name
+        self.object = obj
+        self.plan = plan
+        self.bit = bit
+        self.events = obj.map("events")
+        self._drops = obj.map("drops")
+
+    def drops(self) -> dict[str, int]:
+        """Return the records lost in the kernel, by reason."""
+        counts = {}
+        for number, reason in enumerate(DROP_REASONS):
+            cpus = self._drops.lookup_per_cpu(struct.pack("=I", number))
+            counts[reason] = sum(struct.unpack("=Q", cpu)[0] for cpu in cpus)
+        return counts
+
+
+class KernelSide:
+    """All programs of this process, loaded and attached; and its context table.
+
+    Args:
+        settings: which programs, and their knobs.
+
+    Raises:
+        EbpftraceError: the kernel refuses what no program can do without. A single program that cannot be loaded
+            is left out, with one log line.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.programs: list[LoadedProgram] = []
+        self.failed: dict[str, EbpftraceError] = {}
+        self._core = BpfObject(CORE, ShippedProgram(CORE).object_bytes())
+        try:
+            for unused in ("events", "drops"):
+                self._core.skip_map(unused)
+            self._core.load()
+            self.tgid = self._identify()
+            self.slots, self.lines = self._make_table()
+            self._load_all(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _identify(self) -> int:
+        """This process's id to the kernel, which differs from getpid() in a pid namespace."""
+        try:
+            return self._core.run_once("identify")
+        except BpfError as error:
+            logger.debug("the kernel cannot run a program once (%s); taking getpid()", error)
+            return os.getpid()
+
+    def _make_table(self) -> tuple[Map, Map]:
+        entries = lib.EBT_TABLE_SLOTS
+        tables = []
+        for name, value in (("slots", "struct ebt_slot"), ("thread_lines", "struct ebt_line")):
+            size = ffi.sizeof(value)
+            tables.append(Map.create_array(name, value_size=size, max_entries=entries, mmapable=True))
+        key = struct.pack("=I", self.tgid)
+        for shared, table in zip(_SHARED_MAPS, tables, strict=True):
+            self._core.map(shared).update(key, struct.pack("=I", table.fd))
+        return tables[0], tables[1]
+
+    def _load_all(self, settings: Settings) -> None:
+        knobs = {
+            "has_prev_state": int(Btf.kernel().tracepoint_arguments("sched_switch") >= 4),  # noqa: PLR2004
+            "min_off_cpu_ns": settings.min_off_cpu_us * 1000,
+            "has_roots": int(bool(settings.exec_roots)),
+        }
+        for number, name in enumerate(settings.programs):
+            try:
+                self._load(ShippedProgram(name), 1 << number, knobs, settings)
+            except BpfError as error:
+                if error.errno in (errno.EPERM, errno.EACCES):
+                    raise  # nor will the others be allowed
+                self.failed[name] = error
+                logger.warning("the program %r is left out: %s", name, error)
+
+    def _load(self, program: ShippedProgram, bit: int, knobs: Mapping[str, int], settings: Settings) -> None:
+        obj = BpfObject(program.name, program.object_bytes())
+        try:
+            plan = ProgramPlan(program.name, program.config(), obj.btf)
+            ring_bytes = settings.ring_kib * 1024
+            obj.set_rodata("ebt_program_bit", bit)
+            obj.set_rodata("ebt_wakeup_bytes", ring_bytes // _WAKEUP_SHARE)
+            present = obj.btf.variables(".rodata")
+            for knob, value in knobs.items():
+                if knob in present:
+                    obj.set_rodata(knob, value)
+            obj.set_ring_bytes("events", ring_bytes)
+            for name in _SHARED_MAPS:
+                obj.share_map(name, self._core.map(name))
+            obj.load()
+            if "roots" in obj.map_names():
+                roots = obj.map("roots")
+                for root in settings.exec_roots:
+                    roots.update(root.encode().ljust(_ROOT_NAME_BYTES, b"\0"), b"\1")
+            obj.attach()
+        except BaseException:
+            obj.close()
+            raise
+        self.programs.append(LoadedProgram(program.name, obj, plan, bit))
+
+    def bits(self) -> dict[str, int]:
+        """Return each loaded program's bit in a context's mask."""
+        return {program.name: program.bit for program in self.programs}
+
+    def _objects(self) -> list[BpfObject]:
+        return [*(program.object for program in self.programs), self._core]
+
+    def _close_table(self) -> None:
+        for table in (getattr(self, "slots", None), getattr(self, "lines", None)):
+            if table is not None:
+                table.close()
+
+    def close(self) -> None:
+        """Detach and unload everything; idempotent."""
+        for obj in self._objects():
+            obj.close()
+        self._close_table()
+
+    def forget(self) -> None:
+        """In the child of a fork: let go of all file descriptors; the parent's programs run on."""
+        for obj in self._objects():
+            obj.forget()
+        self._close_table()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

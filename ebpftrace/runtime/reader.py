@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The background thread: ring buffers → spans → sink."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import opentelemetry.context as otel
+
+from ebpftrace.kernel.ringbuf import Batch, RingReader
+from ebpftrace.spans.clock import Clock
+
+if TYPE_CHECKING:
+    from ebpftrace.runtime.loader import LoadedProgram
+    from ebpftrace.spans.model import KernelSpan
+
+logger = logging.getLogger("ebpftrace.runtime")
+
+# Programs do not wake the reader for single records, so an idle ring shows its spans after this long at most
+INTERVAL_MS = 50
+_ROUND_MS = 1000  # the clock is looked at this often
+
+
+class Reader:
+    """Drains all rings until it is closed.
+
+    Args:
+        programs: whose rings.
+        emit: takes the spans, in this thread.
+    """
+
+    def __init__(self, programs: Sequence[LoadedProgram], emit: Callable[[list[KernelSpan]], None]) -> None:
+        self._programs = list(programs)
+        self._emit = emit
+        self._clock = Clock()
+        self._rings = RingReader()
+        for ring, program in enumerate(self._programs):
+            self._rings.add(program.events, ring)
+        self._stop = False
+        self._condition = threading.Condition()
+        self._asked = 0
+        self._answered = 0
+        self.batches = 0
+        self.errors = 0
+        self._thread = threading.Thread(target=self._run, name="ebpftrace-reader", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        # what the exporter does in this thread is not the application's doing: no spans about it
+        otel.attach(otel.set_value(otel._SUPPRESS_INSTRUMENTATION_KEY, True))
+        next_refresh = time.monotonic()
+        while True:
+            stop, asked = self._stop, self._asked
+            try:
+                count = self._round()
+            except Exception:  # the thread must live: the rings fill up without it
+                self._failed()
+                count = 0
+                time.sleep(INTERVAL_MS / 1000)
+            if count == 0:
+                self._answer(asked)
+                if stop:
+                    return
+            if time.monotonic() >= next_refresh:
+                self._clock.refresh()
+                next_refresh = time.monotonic() + _ROUND_MS / 1000
+
+    def _round(self) -> int:
+        """Pass on what is there; return how many records that were."""
+        waiting = self._stop or self._asked != self._answered
+        batch = self._rings.wait(interval_ms=INTERVAL_MS, timeout_ms=0 if waiting else _ROUND_MS)
+        if batch.records:
+            self.batches += 1
+            self._emit(self._decode(batch))
+        return batch.records
+
+    def _decode(self, batch: Batch) -> list[KernelSpan]:
+        places: list[list[tuple[int, int]]] = [[] for _ in self._programs]
+        for ring, offset, size in batch:
+            places[ring].append((offset, size))
+        spans: list[KernelSpan] = []
+        for program, found in zip(self._programs, places, strict=True):
+            if found:
+                spans += program.plan.decode(batch.data, found, self._clock)
+        return spans
+
+    def _failed(self) -> None:
+        self.errors += 1
+        if self.errors == 1:
+            logger.exception("a batch of kernel records could not be passed on; later failures are only counted")
+
+    def _answer(self, asked: int) -> None:
+        """All that was in the rings when `asked` was read has been emitted."""
+        if asked != self._answered:
+            with self._condition:
+                self._answered = asked
+                self._condition.notify_all()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until every record submitted before this call has been emitted; False when time ran out."""
+        if not self._thread.is_alive():
+            return True
+        if threading.current_thread() is self._thread:  # an exporter that flushes in on_end()
+            return False
+        with self._condition:
+            self._asked += 1
+            mine = self._asked
+            self._rings.wake()
+            return self._condition.wait_for(lambda: self._answered >= mine, timeout_s)
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Empty the rings and end the thread; idempotent. False when it did not end in time."""
+        self._stop = True
+        if self._thread.is_alive():
+            self._rings.wake()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                logger.warning("the exporter still holds the reader after %.0f s; its last spans may be lost", timeout_s)
+                return False
+        self._rings.close()
+        return True
+
+    def forget(self) -> None:
+        """In the child of a fork: the thread is not here; let go of its file descriptors."""
+        self._rings.close()

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""start(), stop() and what lies between.
+
+One library runs in a process at a time. It fails quietly: an application that calls `start()` on a machine where
+nothing works goes on exactly as it would without, with one log line that says why.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
+from ebpftrace.settings import Settings, resolve
+
+if TYPE_CHECKING:
+    from ebpftrace.breakdown import BreakdownProcessor
+    from ebpftrace.runtime.loader import KernelSide
+    from ebpftrace.runtime.otel import ProviderBinding
+    from ebpftrace.runtime.reader import Reader
+
+logger = logging.getLogger("ebpftrace")
+
+_lock = threading.RLock()
+_session: Session | None = None
+_fork_handler_installed = False
+
+
+class Session:
+    """A running library; what `start()` returns. Also a context manager, which stops it.
+
+    Attributes:
+        settings: what it was started with.
+        active: kernel tracing is on.
+        reason: why not, in words; "" when it is.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.active = False
+        self.reason = ""
+        self._stopped = False
+        self._kernel: KernelSide | None = None
+        self._reader: Reader | None = None
+        self._binding: ProviderBinding | None = None
+        self._processors: list[BreakdownProcessor] = []
+
+    def _start(self) -> None:
+        """Bring everything up; whatever the environment lacks is one log line."""
+        try:
+            _refuse_early(self.settings)
+            self._bring_up()
+        except EbpftraceError as error:
+            self._tear_down()
+            self.reason = _explain(error)
+            logger.warning("kernel tracing is off: %s", self.reason)
+        except Exception as error:  # a bug of ours must not end the application
+            self._tear_down()
+            self.reason = f"{type(error).__name__}: {error}"
+            logger.exception("kernel tracing is off because of an error in ebpftrace")
+        else:
+            self.active = True
+
+    def _bring_up(self) -> None:
+        from ebpftrace.context import _publisher, hooks
+        from ebpftrace.context.enable import program_mask, set_program_bits
+        from ebpftrace.runtime.loader import KernelSide
+        from ebpftrace.runtime.otel import ProviderBinding
+        from ebpftrace.runtime.reader import Reader
+
+        self._kernel = kernel = KernelSide(self.settings)
+        if not kernel.programs:
+            raise UnsupportedError("every program", "; ".join(str(error) for error in kernel.failed.values()))
+        self._binding = ProviderBinding(self._make_processor, self.settings.service_name)
+        self._reader = Reader(kernel.programs, self._binding.emit)
+        set_program_bits(kernel.bits())
+        _publisher.set_default_mask(program_mask(self.settings.enable) if self.settings.enable else 0)
+        _publisher.arm(kernel.slots.fd, kernel.lines.fd)
+        hooks.install(_restart_in_child)
+
+    def _make_processor(self) -> BreakdownProcessor:
+        from ebpftrace.breakdown import BreakdownProcessor
+
+        measure = self.settings.breakdown and "sched" in self.settings.programs
+        processor = BreakdownProcessor(self.flush, measure=measure)
+        self._processors.append(processor)
+        return processor
+
+    def _tear_down(self) -> None:
+        """Take everything down, in the order in which nothing is used after it is gone; idempotent."""
+        if self._kernel is not None:
+            from ebpftrace.context import _publisher, hooks
+            from ebpftrace.context.enable import set_program_bits
+
+            hooks.uninstall()
+            _publisher.disarm()
+            _publisher.set_default_mask(0)
+            set_program_bits({})
+        for program in self._kernel.programs if self._kernel else ():
+            program.object.detach()  # no new records; the reader empties the rings
+        emptied = self._reader.close() if self._reader is not None else True
+        self._reader = None
+        if self._binding is not None:
+            self._binding.close()
+        if self._kernel is not None and emptied:
+            self._kernel.close()
+            self._kernel = None
+        self.active = False
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Bring every record that the kernel has submitted so far into the provider; False when time ran out.
+
+        The provider's exporter is not flushed: `TracerProvider.force_flush()` does that, and calls this first.
+        """
+        reader = self._reader
+        return reader.flush(timeout_s) if reader is not None else True
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was read, made and lost, by program and reason: nothing is lost without a count here."""
+        from ebpftrace.runtime.stats import collect
+
+        return collect(self)
+
+    def stop(self) -> None:
+        """Detach everything and bring in the last records; idempotent."""
+        global _session  # noqa: PLW0603
+        with _lock:
+            if not self._stopped:
+                self._stopped = True
+                if self.active:
+                    self._final_stats = self.stats()
+                self._tear_down()
+                self.reason = "it was stopped"
+            if _session is self:
+                _session = None
+
+    def _forget(self) -> None:
+        """In the child of a fork: what runs is the parent's."""
+        if self._kernel is not None:
+            self._kernel.forget()
+        if self._reader is not None:
+            self._reader.forget()
+        if self._binding is not None:
+            self._binding.close()
+        self._kernel = self._reader = self._binding = None
+        self.active = False
+        self.reason = "the process forked, and nothing was traced here since"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+def _refuse_early(settings: Settings) -> None:
+    """Say no before anything is loaded, where that would do harm."""
+    if settings.disabled:
+        raise UnsupportedError("ebpftrace", "the setting `disabled` (EBPFTRACE_DISABLED) is on")
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise UnsupportedError(
+            "a background thread", "gevent has replaced threads by greenlets, and the reader would stop them all"
+        )
+
+
+def _explain(error: EbpftraceError) -> str:
+    import errno
+
+    if isinstance(error, BpfError) and error.errno in (errno.EPERM, errno.EACCES):
+        return (
+            f"{error}; loading BPF programs takes CAP_BPF and CAP_PERFMON (or root): `ebpftrace doctor` shows "
+            "what this process may do"
+        )
+    return str(error)
+
+
+def start(**given: Any) -> Session:
+    """Start the library in this process; see `ebpftrace.start`."""
+    global _session, _fork_handler_installed  # noqa: PLW0603
+    settings = resolve(given)
+    _check_programs(settings)
+    settings = replace(settings, programs=tuple(sorted(set(settings.programs) | set(settings.enable))))
+    with _lock:
+        if _session is not None:
+            if settings != _session.settings:
+                logger.warning(
+                    "start() was called again with other settings; the running ones stay: %s", _session.settings
+                )
+            return _session
+        session = Session(settings)
+        session._start()
+        _session = session
+        if not _fork_handler_installed:
+            os.register_at_fork(after_in_child=_after_fork_in_child)
+            _fork_handler_installed = True
+        atexit.unregister(stop)
+        atexit.register(stop)
+        return session
+
+
+def _check_programs(settings: Settings) -> None:
+    from ebpftrace.programs import find
+
+    for name in (*settings.programs, *settings.enable):
+        find(name)
+
+
+def stop() -> None:
+    """Stop the library in this process, if it runs."""
+    session = _session
+    if session is not None:
+        session.stop()
+
+
+def current() -> Session | None:
+    """Return the running session."""
+    return _session
+
+
+# --- fork --------------------------------------------------------------------------------------------------------
+
+
+def _after_fork_in_child() -> None:
+    """Let go of the parent's programs. The publisher disarmed itself already, in C, before this."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()  # whoever held it is not here
+    session = _session
+    if session is None:
+        return
+    was_active = session.active
+    try:
+        session._forget()
+    except Exception:  # a fork must not fail because of us
+        logger.exception("the child of a fork could not let go of its parent's kernel programs")
+    if not was_active:
+        return
+    from ebpftrace.context import _publisher
+
+    _publisher.disarm()
+    _publisher.expect_fork()
+
+
+def _restart_in_child() -> None:
+    """At a forked child's first span: start again, in the background, with programs and a table of its own."""
+    threading.Thread(target=restart, name="ebpftrace-restart", daemon=True).start()
+
+
+def restart() -> Session | None:
+    """Start again after a fork, with the parent's settings; return the session, or None when none ran."""
+    global _session  # noqa: PLW0603
+    with _lock:
+        session = _session
+        if session is None or session.active or session._stopped:
+            return session
+        fresh = Session(session.settings)
+        fresh._start()
+        _session = fresh
+        return fresh

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session has to say about itself, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from ebpftrace.runtime.session import Session
+
+
+def collect(session: Session) -> dict[str, Any]:
+    """Return the counters of every part of `session`, as plain JSON-able values."""
+    return {
+        "active": session.active,
+        "reason": session.reason,
+        "programs": _programs(session),
+        "spans": _spans(session),
+        "reader": _reader(session),
+        "publisher": _publisher(),
+        "breakdown": _sum(processor.stats() for processor in session._processors),
+    }
+
+
+def _programs(session: Session) -> dict[str, Any]:
+    kernel = session._kernel
+    if kernel is None:
+        return {}
+    found: dict[str, Any] = {
+        program.name: {
+            "records": program.plan.records,
+            "undecoded": program.plan.undecoded,
+            "dropped": program.drops(),
+        }
+        for program in kernel.programs
+    }
+    return found | {name: {"failed": str(error)} for name, error in kernel.failed.items()}
+
+
+def _spans(session: Session) -> dict[str, int]:
+    binding = session._binding
+    return _sum(msgspec.structs.asdict(stats) for stats in binding.stats()) if binding is not None else {}
+
+
+def _reader(session: Session) -> dict[str, int]:
+    reader = session._reader
+    return {"batches": reader.batches, "errors": reader.errors} if reader is not None else {}
+
+
+def _publisher() -> dict[str, int]:
+    try:
+        from ebpftrace.context import _publisher as publisher
+    except ImportError:  # not built: start() has said so
+        return {}
+    return publisher.counters()
+
+
+def _sum(counters: Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counters:
+        for name, count in each.items():
+            total[name] += count
+    return dict(total)

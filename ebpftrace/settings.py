@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: what `ebpftrace.start()` takes, and the environment variable of each.
+
+A value given in the call wins over the environment, the environment over the default. A bad value in a call is a
+`ConfigError`; a bad value in the environment is one warning and the default, because an application must not fail for
+a variable that its operator mistyped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ebpftrace.errors import ConfigError
+
+logger = logging.getLogger("ebpftrace.settings")
+
+MIN_RING_KIB = 4
+MAX_RING_KIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One running library's settings."""
+
+    programs: tuple[str, ...] = ("exec", "sched")
+    """Programs to load; EBPFTRACE_PROGRAMS, comma separated. They act only where a context enables them."""
+
+    enable: tuple[str, ...] = ()
+    """Programs enabled for every sampled span, not just where `enable()` says; EBPFTRACE_ENABLE, comma separated."""
+
+    breakdown: bool = True
+    """Put the kernel time breakdown on every ended span; EBPFTRACE_BREAKDOWN."""
+
+    service_name: str = "kernel"
+    """`service.name` of the kernel's spans; EBPFTRACE_SERVICE_NAME."""
+
+    min_off_cpu_us: int = 100
+    """A wait shorter than this many microseconds makes no span (the breakdown has it all the same);
+    EBPFTRACE_MIN_OFF_CPU_US."""
+
+    exec_roots: tuple[str, ...] = ()
+    """Binaries that start a trace of their own, by path or by name; EBPFTRACE_EXEC_ROOTS, comma separated."""
+
+    ring_kib: int = 1024
+    """Size of each program's ring buffer, a power of two of KiB; EBPFTRACE_RING_KIB."""
+
+    disabled: bool = False
+    """Do nothing at all; EBPFTRACE_DISABLED."""
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _boolean(text: str) -> bool:
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError("it must be true or false")
+
+
+_PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "programs": _words,
+    "enable": _words,
+    "breakdown": _boolean,
+    "service_name": str,
+    "min_off_cpu_us": int,
+    "exec_roots": _words,
+    "ring_kib": int,
+    "disabled": _boolean,
+}
+
+
+def _check(name: str, value: Any) -> None:
+    """Raise ValueError with what is right for this setting."""
+    if name == "min_off_cpu_us" and value < 0:
+        raise ValueError("it must be 0 or more microseconds")
+    if name == "ring_kib" and not (MIN_RING_KIB <= value <= MAX_RING_KIB and value & (value - 1) == 0):
+        raise ValueError(f"it must be a power of two from {MIN_RING_KIB} to {MAX_RING_KIB}")
+    if name == "service_name" and not value:
+        raise ValueError("it must not be empty")
+    if name == "exec_roots" and any(len(root.encode()) > 63 for root in value):
+        raise ValueError("a path or name may have 63 bytes at most")
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"EBPFTRACE_{name.upper()}"
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found = {}
+    for name, parse in _PARSERS.items():
+        text = environment.get(variable(name))
+        if text is None:
+            continue
+        try:
+            value = parse(text)
+            _check(name, value)
+        except ValueError as error:
+            logger.warning("%s=%r is ignored: %s", variable(name), text, error)
+        else:
+            found[name] = value
+    return found
+
+
+def resolve(given: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings: what was given, else the environment, else the defaults.
+
+    Raises:
+        ConfigError: a given value is wrong.
+    """
+    known = {field.name for field in fields(Settings)}
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"there is no setting {name!r}; there are: {', '.join(sorted(known))}")
+        try:
+            _check(name, value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{name}={value!r}: {error}") from None
+    return Settings(**{**_from_environment(os.environ if environment is None else environment), **given})
