@@ -110,9 +110,10 @@ static __always_inline void submit_off_cpu(struct ebt_line *line, struct task_st
 	record->pid = task->tgid;
 	record->tid = task->pid;
 	record->cpu = bpf_get_smp_processor_id();
-	record->syscall = line->syscall;
 	record->cause = cause;
-	if (cause != EBT_RUN_QUEUE && cause != EBT_THROTTLED) {
+	record->syscall = -1;
+	if (cause != EBT_RUN_QUEUE && cause != EBT_THROTTLED) { /* those are the scheduler's doing */
+		record->syscall = line->syscall;
 		record->waker_tid = line->waker_tid;
 		__builtin_memcpy(record->waker_comm, line->waker_comm, sizeof(record->waker_comm));
 	}

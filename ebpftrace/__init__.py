@@ -37,6 +37,7 @@ def start(
     min_off_cpu_us: int | None = None,
     exec_roots: tuple[str, ...] | list[str] | None = None,
     ring_kib: int | None = None,
+    output: str | None = None,
     disabled: bool | None = None,
 ) -> Session:
     """Load the kernel programs, publish every thread's current span, start the background reader.
@@ -53,6 +54,7 @@ def start(
         min_off_cpu_us: a wait shorter than this makes no span of its own (default: 100).
         exec_roots: binaries that start a trace of their own, by path or name.
         ring_kib: size of each program's ring buffer, a power of two (default: 1024).
+        output: also write all spans, the application's and the kernel's, to this file as OTLP JSON lines.
         disabled: do nothing.
 
     Each has an environment variable EBPFTRACE_<NAME>, which a value given here overrides.
@@ -70,6 +72,7 @@ def start(
         "min_off_cpu_us": min_off_cpu_us,
         "exec_roots": None if exec_roots is None else _names("exec_roots", exec_roots),
         "ring_kib": ring_kib,
+        "output": output,
         "disabled": disabled,
     }
     return session.start(**{name: value for name, value in given.items() if value is not None})

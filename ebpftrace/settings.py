@@ -48,6 +48,9 @@ class Settings:
     ring_kib: int = 1024
     """Size of each program's ring buffer, a power of two of KiB; EBPFTRACE_RING_KIB."""
 
+    output: str = ""
+    """Also write all spans, the application's and the kernel's, to this file as OTLP JSON lines; EBPFTRACE_OUTPUT."""
+
     disabled: bool = False
     """Do nothing at all; EBPFTRACE_DISABLED."""
 
@@ -73,6 +76,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "min_off_cpu_us": int,
     "exec_roots": _words,
     "ring_kib": int,
+    "output": str,
     "disabled": _boolean,
 }
 

@@ -24,13 +24,14 @@
 #include "ebpftrace_abi.h"
 
 #define SAMPLED 0x01
-#define NSEC_PER_SEC 1000000000ULL
+#define NSEC_PER_SEC 1000000000LL
 
 /* The process's context table.  `epoch` tells tables apart; 0 is none. */
 static struct {
 	struct ebt_slot *slots;
 	const struct ebt_line *lines;
 	unsigned int epoch;
+	long long clock_offset; /* ns that CLOCK_MONOTONIC is ahead of the kernel's, in a time namespace */
 } table;
 
 /* Keeps a mapping alive while the destructor of an ending thread uses it. */
@@ -70,7 +71,7 @@ static unsigned long long now_ns(void)
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (unsigned long long)ts.tv_sec * NSEC_PER_SEC + (unsigned long long)ts.tv_nsec;
+	return (unsigned long long)((long long)ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec - table.clock_offset);
 }
 
 /* --- the table and the thread's slot in it ------------------------------- */
@@ -521,9 +522,10 @@ static PyObject *arm(PyObject *Py_UNUSED(module), PyObject *args)
 	size_t slots_size = sizeof(struct ebt_slot) * EBT_TABLE_SLOTS;
 	size_t lines_size = sizeof(struct ebt_line) * EBT_TABLE_SLOTS;
 	void *slots, *lines;
+	long long clock_offset = 0;
 	int slots_fd, lines_fd;
 
-	if (!PyArg_ParseTuple(args, "ii", &slots_fd, &lines_fd))
+	if (!PyArg_ParseTuple(args, "ii|L", &slots_fd, &lines_fd, &clock_offset))
 		return NULL;
 	if (table.slots) {
 		PyErr_SetString(PyExc_RuntimeError,
@@ -545,6 +547,7 @@ static PyObject *arm(PyObject *Py_UNUSED(module), PyObject *args)
 	pthread_mutex_lock(&table_lock);
 	table.slots = slots;
 	table.lines = lines;
+	table.clock_offset = clock_offset;
 	table.epoch = ++last_epoch;
 	pthread_mutex_unlock(&table_lock);
 	state.forked = false;
@@ -622,7 +625,7 @@ static PyObject *slot_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ign
 
 static PyMethodDef module_methods[] = {
 	{ "arm", arm, METH_VARARGS,
-	  "arm(slots_fd, lines_fd): map a context table and publish into it from now on." },
+	  "arm(slots_fd, lines_fd, clock_offset_ns=0): map a context table and publish into it from now on." },
 	{ "disarm", disarm, METH_NOARGS, "Stop publishing and unmap the table." },
 	{ "armed", armed, METH_NOARGS, "Is there a table?" },
 	{ "configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS,

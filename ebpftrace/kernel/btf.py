@@ -160,6 +160,22 @@ class Btf:
             found[name] = self._field(name, variable.size, entries[index].offset)
         return found
 
+    def has_enumerator(self, enum: str, name: str) -> bool:
+        """Does `enum` have a value of this name? How a helper function's presence shows (enum bpf_func_id)."""
+        type_id = lib.btf__find_by_name_kind(self._btf, enum.encode(), _ENUM)
+        if type_id < 0:
+            return False
+        values = self._behind(type_id, "btf_enum")
+        return any(self._name(values[i].name_off) == name for i in range(self._type(type_id).info & 0xFFFF))
+
+    def has_field(self, struct: str, name: str) -> bool:
+        """Has `struct` a member of this name? Anonymous and nested structs are not looked into."""
+        type_id = lib.btf__find_by_name_kind(self._btf, struct.encode(), _STRUCT)
+        if type_id < 0:
+            return False
+        members = self._behind(type_id, "btf_member")
+        return any(self._name(members[i].name_off) == name for i in range(self._type(type_id).info & 0xFFFF))
+
     def tracepoint_arguments(self, name: str) -> int:
         """Return how many arguments a BTF tracepoint passes; 0 when the kernel has no such tracepoint."""
         type_id = lib.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _TYPEDEF)

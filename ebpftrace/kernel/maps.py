@@ -41,6 +41,17 @@ class Map:
         check(f"create the BPF array {name!r} of {max_entries} × {value_size} bytes", fd)
         return cls(fd, name=name, key_size=4, value_size=value_size, owned=True)
 
+    @classmethod
+    def create_ring(cls, name: str, size: int) -> Self:
+        """Create a ring buffer of `size` bytes.
+
+        Raises:
+            BpfError: the kernel refused (no CAP_BPF, none before 5.8).
+        """
+        fd = lib.ebt_map_create(lib.BPF_MAP_TYPE_RINGBUF, name.encode(), 0, 0, size, 0)
+        check(f"create the ring buffer {name!r} of {size} bytes", fd)
+        return cls(fd, name=name, key_size=0, value_size=0, owned=True)
+
     def _buffer(self, data: bytes, size: int, what: str) -> Any:
         if len(data) != size:
             raise ValueError(f"map {self.name!r} has {what}s of {size} bytes, not {len(data)}")

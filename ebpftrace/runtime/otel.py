@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from ebpftrace.errors import UnsupportedError
+from ebpftrace.errors import EbpftraceError
+from ebpftrace.spans.otlp_json import FileSpanExporter
 from ebpftrace.spans.sdk import SdkSink
 
 if TYPE_CHECKING:
@@ -33,11 +35,13 @@ class ProviderBinding:
     Args:
         make_processor: makes the processor that each provider gets in front of its others.
         service_name: of the kernel's spans.
+        output: a file that gets all spans too, as OTLP JSON lines; "" for none.
     """
 
-    def __init__(self, make_processor: Callable[[], SpanProcessor], service_name: str) -> None:
+    def __init__(self, make_processor: Callable[[], SpanProcessor], service_name: str, output: str = "") -> None:
         self._make_processor = make_processor
         self._service_name = service_name
+        self._output = output
         self._lock = threading.Lock()
         self._sinks: weakref.WeakKeyDictionary[Any, SdkSink] = weakref.WeakKeyDictionary()
         self._last: weakref.ref[Any] | None = None
@@ -57,10 +61,13 @@ class ProviderBinding:
                 return
             try:
                 sink = SdkSink(provider, service_name=self._service_name)
-            except UnsupportedError as error:
+                if self._output:
+                    provider.add_span_processor(BatchSpanProcessor(FileSpanExporter(self._output)))
+                _put_first(provider, self._make_processor())
+            except EbpftraceError as error:
+                self._active = False  # the application asks for tracers often: say it once
                 logger.warning("kernel spans will not reach this TracerProvider: %s", error)
                 return
-            _put_first(provider, self._make_processor())
             self._sinks[provider] = sink
             self._last = weakref.ref(provider)
 
@@ -73,7 +80,9 @@ class ProviderBinding:
         if self._own is None:
             from ebpftrace.spans.export import autoexport_sink
 
-            self._own = autoexport_sink(service_name=self._service_name)
+            exporters = [FileSpanExporter(self._output)] if self._output else []
+            default = "none" if exporters else "otlp"
+            self._own = autoexport_sink(service_name=self._service_name, exporters=exporters, default=default)
         return self._own
 
     def emit(self, spans: Sequence[KernelSpan]) -> None:

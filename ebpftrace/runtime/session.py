@@ -56,7 +56,7 @@ class Session:
             _refuse_early(self.settings)
             self._bring_up()
         except EbpftraceError as error:
-            self._tear_down()
+            self._tear_down(keep_output=bool(self.settings.output))
             self.reason = _explain(error)
             logger.warning("kernel tracing is off: %s", self.reason)
         except Exception as error:  # a bug of ours must not end the application
@@ -72,15 +72,16 @@ class Session:
         from ebpftrace.runtime.loader import KernelSide
         from ebpftrace.runtime.otel import ProviderBinding
         from ebpftrace.runtime.reader import Reader
+        from ebpftrace.spans.clock import namespace_offset_ns
 
+        self._binding = ProviderBinding(self._make_processor, self.settings.service_name, self.settings.output)
         self._kernel = kernel = KernelSide(self.settings)
         if not kernel.programs:
             raise UnsupportedError("every program", "; ".join(str(error) for error in kernel.failed.values()))
-        self._binding = ProviderBinding(self._make_processor, self.settings.service_name)
         self._reader = Reader(kernel.programs, self._binding.emit)
         set_program_bits(kernel.bits())
         _publisher.set_default_mask(program_mask(self.settings.enable) if self.settings.enable else 0)
-        _publisher.arm(kernel.slots.fd, kernel.lines.fd)
+        _publisher.arm(kernel.slots.fd, kernel.lines.fd, namespace_offset_ns())
         hooks.install(_restart_in_child)
 
     def _make_processor(self) -> BreakdownProcessor:
@@ -91,8 +92,12 @@ class Session:
         self._processors.append(processor)
         return processor
 
-    def _tear_down(self) -> None:
-        """Take everything down, in the order in which nothing is used after it is gone; idempotent."""
+    def _tear_down(self, *, keep_output: bool = False) -> None:
+        """Take everything down, in the order in which nothing is used after it is gone; idempotent.
+
+        Args:
+            keep_output: leave the output file to the application's spans, of which there are some all the same.
+        """
         if self._kernel is not None:
             from ebpftrace.context import _publisher, hooks
             from ebpftrace.context.enable import set_program_bits
@@ -105,7 +110,7 @@ class Session:
             program.object.detach()  # no new records; the reader empties the rings
         emptied = self._reader.close() if self._reader is not None else True
         self._reader = None
-        if self._binding is not None:
+        if self._binding is not None and not keep_output:
             self._binding.close()
         if self._kernel is not None and emptied:
             self._kernel.close()
@@ -132,8 +137,6 @@ class Session:
         with _lock:
             if not self._stopped:
                 self._stopped = True
-                if self.active:
-                    self._final_stats = self.stats()
                 self._tear_down()
                 self.reason = "it was stopped"
             if _session is self:

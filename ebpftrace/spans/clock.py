@@ -46,7 +46,7 @@ class Clock:
         self._tolerance_ns = tolerance_ns
         self._wall = wall
         self._monotonic = monotonic or time.monotonic_ns
-        self._namespace_ns = 0 if monotonic else _namespace_offset_ns()
+        self._namespace_ns = 0 if monotonic else namespace_offset_ns()
         self._steps = 0
         self._offset_ns, self._bracket_ns = self._calibrate()
 
@@ -97,7 +97,8 @@ class Clock:
         return best_offset + self._namespace_ns, best_bracket or 0
 
 
-def _namespace_offset_ns() -> int:
+def namespace_offset_ns() -> int:
+    """Return what this process's CLOCK_MONOTONIC is ahead of the kernel's, in ns."""
     # In a time namespace (time_namespaces(7)) this process reads CLOCK_MONOTONIC plus an offset that bpf_ktime_get_ns
     # does not have. A kernel without them (< 5.6, or CONFIG_TIME_NS=n) has no such file, and no offset.
     try:

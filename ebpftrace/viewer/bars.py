@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,7 @@ class Canvas:
         self._scale = scale
         self._theme = theme
         self._glyphs: Glyphs = theme.glyphs
-        self.cells: list[Segment] = [(" ", "")] * scale.cells
-        # Without colours the grid could not be told from the data.
-        if theme.colours:
-            for tick in range(scale.step(), scale.length_ns, scale.step()):
-                self.cells[scale.cell(scale.start_ns + tick)] = (self._glyphs.grid, "grid")
+        self.cells = list(_grid(scale, theme))
 
     def axis(self) -> list[Segment]:
         """The row of tick marks and their times."""
@@ -163,6 +160,16 @@ class Canvas:
             for cell in range(first + round(begin * cells / total), first + round(done * cells / total)):
                 self.cells[cell] = (glyph, f"cause:{name}")
         return self.cells
+
+
+@lru_cache(maxsize=8)
+def _grid(scale: Scale, theme: Theme) -> tuple[Segment, ...]:
+    # An empty row; it is asked for with each row. Without colours the grid could not be told from the data.
+    cells: list[Segment] = [(" ", "")] * scale.cells
+    if theme.colours:
+        for tick in range(scale.step(), scale.length_ns, scale.step()):
+            cells[scale.cell(scale.start_ns + tick)] = (theme.glyphs.grid, "grid")
+    return tuple(cells)
 
 
 def _eighth(glyphs: Glyphs, filled: float) -> str:

@@ -119,7 +119,7 @@ class Labels:
 
 
 def breakdown_parts(span: Span) -> list[tuple[str, int]]:
-    """The parts of a span's breakdown, largest first; what they leave open is a part of its own."""
+    """The parts of a span's breakdown, largest first; what they leave open is a last part without a name."""
     parts = sorted(span.breakdown.items(), key=lambda part: part[1], reverse=True)
     missing = span.duration_ns - sum(amount for _, amount in parts)
     if parts and missing > span.duration_ns // _UNACCOUNTED:

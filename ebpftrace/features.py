@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this kernel and this process's privileges allow: found out by trying, never by the kernel's version."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ebpftrace.errors import BpfError, EbpftraceError
+
+if TYPE_CHECKING:
+    from ebpftrace.kernel.btf import Btf
+
+# include/uapi/linux/capability.h
+_CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One thing that was looked at.
+
+    Args:
+        name: what it is.
+        available: is it there?
+        detail: what was seen.
+        required: the library cannot trace without it.
+        use: what it is used for here.
+        hint: what to do when it is missing; "" when nothing is to be done.
+    """
+
+    name: str
+    available: bool
+    detail: str
+    required: bool = False
+    use: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was looked at, in the order in which to mend it."""
+
+    features: tuple[Feature, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Can the library trace here?"""
+        return all(feature.available for feature in self.features if feature.required)
+
+
+def probe() -> Report:
+    """Look at everything; takes some tenths of a second and leaves nothing behind."""
+    found = [_machine(), _libbpf()]
+    if not found[-1].available:
+        return Report(tuple(found))
+    found += [_privileges(), _lockdown(), *_kernel_btf(), *_maps(), *_hooks(), *_programs()]
+    found += [_cgroups(), _mount("/sys/fs/bpf", "bpf", "bpffs", "nothing is pinned; not needed")]
+    found += [_mount("/sys/kernel/tracing", "tracefs", "tracefs", "BTF tracepoints do without; not needed")]
+    found += [_sdk(), _exporter()]
+    return Report(tuple(found))
+
+
+def _machine() -> Feature:
+    machine = platform.machine()
+    known = machine in ("x86_64", "aarch64")
+    return Feature(
+        "machine", known, f"Linux {platform.release()} {machine}", required=True, hint="x86_64 and aarch64 are supported"
+    )
+
+
+def _libbpf() -> Feature:
+    try:
+        from ebpftrace.kernel._native import libbpf_version
+    except EbpftraceError as error:
+        return Feature("libbpf", False, str(error), required=True, hint="apt-get install libbpf1")
+    return Feature("libbpf", True, libbpf_version(), required=True, use="loading and attaching")
+
+
+def _privileges() -> Feature:
+    held = effective_capabilities()
+    enough = "CAP_SYS_ADMIN" in held or {"CAP_BPF", "CAP_PERFMON"} <= held
+    return Feature(
+        "privileges", enough, f"uid {os.geteuid()}, " + (", ".join(sorted(held)) or "no CAP_BPF, CAP_PERFMON"),
+        required=True, use="loading BPF programs",
+        hint="run as root, or give the process CAP_BPF and CAP_PERFMON (systemd: AmbientCapabilities=; "
+        "containers: --cap-add BPF --cap-add PERFMON)",
+    )  # fmt: skip
+
+
+def effective_capabilities() -> set[str]:
+    """Return those of CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN that this process holds."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            mask = int(line.split()[1], 16)
+            return {name for name, bit in _CAPABILITIES.items() if mask >> bit & 1}
+    return set()
+
+
+def _lockdown() -> Feature:
+    try:
+        text = Path("/sys/kernel/security/lockdown").read_text().strip()
+    except OSError:
+        return Feature("lockdown", True, "not to be seen (securityfs is not mounted)", use="must not be 'confidentiality'")
+    level = text.partition("[")[2].partition("]")[0] or text
+    return Feature(
+        "lockdown", level != "confidentiality", level, required=True, use="must not be 'confidentiality'",
+        hint="boot with lockdown=integrity or none",
+    )  # fmt: skip
+
+
+def _kernel_btf() -> list[Feature]:
+    from ebpftrace.kernel.btf import Btf
+
+    try:
+        btf = Btf.kernel()
+    except EbpftraceError as error:
+        return [
+            Feature(
+                "kernel BTF", False, str(error), required=True,
+                hint="use a kernel with CONFIG_DEBUG_INFO_BTF=y; in a container, make /sys/kernel/btf visible",
+            )
+        ]  # fmt: skip
+    return [
+        Feature("kernel BTF", True, "/sys/kernel/btf/vmlinux", required=True, use="fields of the running kernel"),
+        _blocked_syscall(btf),
+        _throttling(btf),
+    ]
+
+
+def _blocked_syscall(btf: Btf) -> Feature:
+    there = btf.has_enumerator("bpf_func_id", "BPF_FUNC_task_pt_regs")
+    return Feature(
+        "system call of a blocked thread", there, "bpf_task_pt_regs()" if there else "no bpf_task_pt_regs()",
+        use="telling disk, network, lock and sleep apart",
+        hint="a kernel from 5.15 on has it; without it waits are 'page_fault' or 'other'",
+    )  # fmt: skip
+
+
+def _throttling(btf: Btf) -> Feature:
+    if btf.has_field("task_struct", "throttled"):
+        return Feature("CPU quota", True, "task_struct.throttled", use="the cause 'throttled'")
+    there = btf.has_field("cfs_rq", "throttle_count")
+    return Feature(
+        "CPU quota", there, "cfs_rq.throttle_count" if there else "the kernel has no CPU bandwidth control",
+        use="the cause 'throttled'", hint="a kernel with CONFIG_CFS_BANDWIDTH=y",
+    )  # fmt: skip
+
+
+def _attempt(try_it: Callable[[], object]) -> str:
+    """Return "" when it works, else why not."""
+    try:
+        try_it()
+    except BpfError as error:
+        return errno.errorcode.get(error.errno, str(error.errno))
+    return ""
+
+
+def _maps() -> list[Feature]:
+    from ebpftrace.kernel.maps import Map
+
+    mapped = _attempt(lambda: Map.create_array("ebt_probe", value_size=64, max_entries=64, mmapable=True).close())
+    ring = _attempt(lambda: Map.create_ring("ebt_probe", 4096).close())
+    return [
+        Feature(
+            "memory-mapped maps", not mapped, mapped or "BPF_F_MMAPABLE", required=True,
+            use="publishing without a system call", hint="a kernel from 5.5 on; EPERM: see privileges",
+        ),
+        Feature(
+            "ring buffers", not ring, ring or "BPF_MAP_TYPE_RINGBUF", required=True,
+            use="records", hint="a kernel from 5.8 on; EPERM: see privileges",
+        ),
+    ]  # fmt: skip
+
+
+def _hooks() -> list[Feature]:
+    from ebpftrace.kernel._native import lib, take_log
+
+    def tracing(function: str, kind: int) -> str:
+        code = lib.ebt_probe_tracing(function.encode(), kind)
+        take_log()
+        return errno.errorcode.get(-code, str(-code)) if code < 0 else ""
+
+    tracepoint = tracing("sched_switch", lib.BPF_TRACE_RAW_TP)
+    fentry = tracing("vfs_fsync", lib.BPF_TRACE_FENTRY)
+    found = [
+        Feature(
+            "BTF tracepoints", not tracepoint, tracepoint or "tp_btf/sched_switch attaches", required=True,
+            use="all shipped programs", hint="EPERM: see privileges; ENOENT: see kernel BTF",
+        ),
+        Feature("fentry", not fentry, fentry or "fentry/vfs_fsync attaches", use="no shipped program needs it"),
+    ]  # fmt: skip
+    for name in ("kprobe", "uprobe"):
+        there = Path(f"/sys/bus/event_source/devices/{name}/type").exists()
+        detail = "perf event source" if there else "not in this kernel"
+        found.append(Feature(name, there, detail, use="no shipped program needs it"))
+    return found
+
+
+def _programs() -> list[Feature]:
+    """Load, attach and take off each shipped program: the only proof that counts."""
+    from ebpftrace import programs
+    from ebpftrace.kernel.object import BpfObject
+
+    found = []
+    for name in programs.names():
+        program = programs.find(name)
+        detail = ""
+        try:
+            with BpfObject(name, program.object_bytes()) as obj:
+                hooks = ", ".join(each.section for each in obj.programs())
+                obj.load()
+                obj.attach()
+        except EbpftraceError as error:
+            detail = str(error)
+        found.append(
+            Feature(
+                f"program {name}", not detail, detail or hooks, required=True, use=program.config().description,
+                hint="`ebpftrace -v run ...` shows the kernel's words",
+            )  # fmt: skip
+        )
+    return found
+
+
+def _cgroups() -> Feature:
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        return Feature("cgroups", True, "v2 (cpu.max)", use="CPU quotas")
+    if Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").exists() or Path("/sys/fs/cgroup/cpu/cpu.stat").exists():
+        return Feature("cgroups", True, "v1 (cpu.cfs_quota_us)", use="CPU quotas")
+    return Feature("cgroups", False, "no cpu controller under /sys/fs/cgroup", use="CPU quotas; the demo's throttling")
+
+
+def _mount(path: str, kind: str, name: str, use: str) -> Feature:
+    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    there = any(fields[1] == path and fields[2] == kind for fields in mounts)
+    return Feature(name, there, path if there else "not mounted", use=use)
+
+
+def _sdk() -> Feature:
+    from importlib import metadata
+
+    try:
+        version = metadata.version("opentelemetry-sdk")
+    except metadata.PackageNotFoundError:
+        return Feature("OpenTelemetry SDK", False, "not installed", required=True, hint="pip install opentelemetry-sdk")
+    return Feature("OpenTelemetry SDK", True, version, required=True, use="spans")
+
+
+def _exporter() -> Feature:
+    from importlib.metadata import entry_points
+
+    names = sorted({entry.name for entry in entry_points(group="opentelemetry_traces_exporter")})
+    otlp = [name for name in names if name.startswith("otlp")]
+    return Feature(
+        "OTLP exporter", bool(otlp), ", ".join(names) or "none installed",
+        use="programs that set up no exporter themselves (`ebpftrace run`)", hint="pip install 'ebpftrace[otlp]'",
+    )  # fmt: skip
