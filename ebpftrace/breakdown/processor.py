@@ -33,19 +33,32 @@ class BreakdownProcessor(SpanProcessor):
 
     A part that is zero is left out, but for `on_cpu`: most spans then carry one attribute and not nine.
 
-    Args:
-        flush: brings in what the kernel still has; called before the processors behind this one flush or shut down.
-        measure: add the breakdown; without it, only the flushing remains.
+    A provider keeps it for good, connected to the running library or to none.
     """
 
-    def __init__(self, flush: Callable[[float], bool], *, measure: bool = True) -> None:
-        self._flush = flush
-        self._measuring = measure
+    def __init__(self) -> None:
+        self._flush = _nothing_to_flush
+        self._measuring = False
         self.measured = 0
         self.another_thread = 0
         self.shared_thread = 0
         self.no_room = 0
         self.errors = 0
+
+    def connect(self, flush: Callable[[float], bool], *, measure: bool) -> None:
+        """Serve a running library.
+
+        Args:
+            flush: brings in what the kernel still has, within so many seconds.
+            measure: add the breakdown; without it, only the flushing remains.
+        """
+        self._flush = flush
+        self._measuring = measure
+
+    def disconnect(self) -> None:
+        """Do nothing until the library runs again."""
+        self._flush = _nothing_to_flush
+        self._measuring = False
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
         """Note the thread's account; never raises."""
@@ -109,6 +122,10 @@ class BreakdownProcessor(SpanProcessor):
             "no_room": self.no_room,
             "errors": self.errors,
         }
+
+
+def _nothing_to_flush(timeout_s: float) -> bool:  # noqa: ARG001  (stands in for a running library's)
+    return True
 
 
 def _shared_thread() -> bool:

@@ -18,6 +18,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from ebpftrace.breakdown import BreakdownProcessor
 from ebpftrace.errors import EbpftraceError
 from ebpftrace.spans.otlp_json import FileSpanExporter
 from ebpftrace.spans.sdk import SdkSink
@@ -29,22 +30,37 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ebpftrace.runtime")
 
 
+class _Bound:
+    """What one provider was given; it stays there for good, because the SDK takes no processor back."""
+
+    def __init__(self, processor: BreakdownProcessor) -> None:
+        self.processor = processor
+        self.outputs: set[str] = set()
+
+
+_bound: weakref.WeakKeyDictionary[TracerProvider, _Bound] = weakref.WeakKeyDictionary()
+
+
 class ProviderBinding:
     """Our span processor in every provider, and kernel spans into the application's.
 
     Args:
-        make_processor: makes the processor that each provider gets in front of its others.
+        flush: brings in what the kernel still has; providers call it before they flush or shut down.
+        measure: add the breakdown to ended spans.
         service_name: of the kernel's spans.
         output: a file that gets all spans too, as OTLP JSON lines; "" for none.
     """
 
-    def __init__(self, make_processor: Callable[[], SpanProcessor], service_name: str, output: str = "") -> None:
-        self._make_processor = make_processor
+    def __init__(
+        self, flush: Callable[[float], bool], *, measure: bool, service_name: str, output: str = ""
+    ) -> None:
+        self._flush = flush
+        self._measure = measure
         self._service_name = service_name
         self._output = output
         self._lock = threading.Lock()
-        self._sinks: weakref.WeakKeyDictionary[Any, SdkSink] = weakref.WeakKeyDictionary()
-        self._last: weakref.ref[Any] | None = None
+        self._sinks: weakref.WeakKeyDictionary[TracerProvider, SdkSink] = weakref.WeakKeyDictionary()
+        self._last: weakref.ref[TracerProvider] | None = None
         self._own: Sink | None = None  # for spans of which no provider is known
         self._active = True
         self._unhook = _hook_get_tracer(self.bind)
@@ -61,15 +77,24 @@ class ProviderBinding:
                 return
             try:
                 sink = SdkSink(provider, service_name=self._service_name)
-                if self._output:
-                    provider.add_span_processor(BatchSpanProcessor(FileSpanExporter(self._output)))
-                _put_first(provider, self._make_processor())
+                self._equip(provider)
             except EbpftraceError as error:
                 self._active = False  # the application asks for tracers often: say it once
                 logger.warning("kernel spans will not reach this TracerProvider: %s", error)
                 return
             self._sinks[provider] = sink
             self._last = weakref.ref(provider)
+
+    def _equip(self, provider: TracerProvider) -> None:
+        bound = _bound.get(provider)
+        if bound is None:
+            bound = _Bound(BreakdownProcessor())
+            _put_first(provider, bound.processor)
+            _bound[provider] = bound
+        if self._output and self._output not in bound.outputs:
+            provider.add_span_processor(BatchSpanProcessor(FileSpanExporter(self._output)))
+            bound.outputs.add(self._output)
+        bound.processor.connect(self._flush, measure=self._measure)
 
     def _sink(self) -> Sink:
         """The global provider's sink; else that of the provider seen last; else one of our own by OTEL_*."""
@@ -94,10 +119,20 @@ class ProviderBinding:
         sinks: list[Sink] = list(self._sinks.values())
         return [sink.stats for sink in [*sinks, *([self._own] if self._own else [])]]
 
-    def close(self) -> None:
-        """Bind no more providers and close what is our own; idempotent."""
+    def breakdown_stats(self) -> list[dict[str, int]]:
+        """Return the counters of every processor."""
+        return [_bound[provider].processor.stats() for provider in list(self._sinks)]
+
+    def forget(self) -> None:
+        """Bind no more providers; in the child of a fork, where the sinks' threads are not."""
         self._active = False
         self._unhook()
+        for provider in list(self._sinks):
+            _bound[provider].processor.disconnect()
+
+    def close(self) -> None:
+        """Bind no more providers and close what is our own; idempotent."""
+        self.forget()
         if self._own is not None:
             self._own.close()
 

@@ -19,7 +19,6 @@ from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.settings import Settings, resolve
 
 if TYPE_CHECKING:
-    from ebpftrace.breakdown import BreakdownProcessor
     from ebpftrace.runtime.loader import KernelSide
     from ebpftrace.runtime.otel import ProviderBinding
     from ebpftrace.runtime.reader import Reader
@@ -48,7 +47,7 @@ class Session:
         self._kernel: KernelSide | None = None
         self._reader: Reader | None = None
         self._binding: ProviderBinding | None = None
-        self._processors: list[BreakdownProcessor] = []
+        self._forked = False
 
     def _start(self) -> None:
         """Bring everything up; whatever the environment lacks is one log line."""
@@ -74,23 +73,21 @@ class Session:
         from ebpftrace.runtime.reader import Reader
         from ebpftrace.spans.clock import namespace_offset_ns
 
-        self._binding = ProviderBinding(self._make_processor, self.settings.service_name, self.settings.output)
-        self._kernel = kernel = KernelSide(self.settings)
+        settings = self.settings
+        self._binding = ProviderBinding(
+            self.flush,
+            measure=settings.breakdown and "sched" in settings.programs,
+            service_name=settings.service_name,
+            output=settings.output,
+        )
+        self._kernel = kernel = KernelSide(settings)
         if not kernel.programs:
             raise UnsupportedError("every program", "; ".join(str(error) for error in kernel.failed.values()))
         self._reader = Reader(kernel.programs, self._binding.emit)
         set_program_bits(kernel.bits())
-        _publisher.set_default_mask(program_mask(self.settings.enable) if self.settings.enable else 0)
+        _publisher.set_default_mask(program_mask(settings.enable) if settings.enable else 0)
         _publisher.arm(kernel.slots.fd, kernel.lines.fd, namespace_offset_ns())
         hooks.install(_restart_in_child)
-
-    def _make_processor(self) -> BreakdownProcessor:
-        from ebpftrace.breakdown import BreakdownProcessor
-
-        measure = self.settings.breakdown and "sched" in self.settings.programs
-        processor = BreakdownProcessor(self.flush, measure=measure)
-        self._processors.append(processor)
-        return processor
 
     def _tear_down(self, *, keep_output: bool = False) -> None:
         """Take everything down, in the order in which nothing is used after it is gone; idempotent.
@@ -149,8 +146,9 @@ class Session:
         if self._reader is not None:
             self._reader.forget()
         if self._binding is not None:
-            self._binding.close()
+            self._binding.forget()
         self._kernel = self._reader = self._binding = None
+        self._forked = True
         self.active = False
         self.reason = "the process forked, and nothing was traced here since"
 
@@ -190,6 +188,8 @@ def start(**given: Any) -> Session:
     _check_programs(settings)
     settings = replace(settings, programs=tuple(sorted(set(settings.programs) | set(settings.enable))))
     with _lock:
+        if _session is not None and _session._forked:
+            _session = None  # the parent's; here nothing runs yet
         if _session is not None:
             if settings != _session.settings:
                 logger.warning(
@@ -259,8 +259,8 @@ def restart() -> Session | None:
     global _session  # noqa: PLW0603
     with _lock:
         session = _session
-        if session is None or session.active or session._stopped:
-            return session
+        if session is None or not session._forked:
+            return session  # stopped meanwhile, or started again by the application
         fresh = Session(session.settings)
         fresh._start()
         _session = fresh

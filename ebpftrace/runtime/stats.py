@@ -21,7 +21,7 @@ def collect(session: Session) -> dict[str, Any]:
         "spans": _spans(session),
         "reader": _reader(session),
         "publisher": _publisher(),
-        "breakdown": _sum(processor.stats() for processor in session._processors),
+        "breakdown": _sum(session._binding.breakdown_stats()) if session._binding is not None else {},
     }
 
 

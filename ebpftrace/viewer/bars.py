@@ -39,8 +39,8 @@ class Scale:
         return self.position(span.start_ns), self.position(span.start_ns + span.duration_ns)
 
     def step(self) -> int:
-        """A round number of nanoseconds (1, 2 or 5 times a power of ten) that gives ticks at least 9 cells apart."""
-        least = max(1, self.length_ns) * 9 / self.cells
+        """A round number of nanoseconds (1, 2 or 5 times a power of ten) that gives ticks at least 8 cells apart."""
+        least = max(1, self.length_ns) * 8 / self.cells
         power = 1
         while power * 10 <= least:
             power *= 10

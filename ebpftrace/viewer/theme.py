@@ -90,6 +90,8 @@ class Theme:
 
     def paint(self, line: Iterable[Segment]) -> str:
         """The line as text, neighbours of one style under one escape code, blanks at its end cut off."""
+        if not self.colours:
+            return "".join([text for text, _ in line]).rstrip()
         merged: list[list[str]] = []
         for text, style in line:
             if merged and (merged[-1][1] == style or not text.strip()):
@@ -103,7 +105,7 @@ class Theme:
         return "".join(self._colour(text, style) for text, style in merged)
 
     def _colour(self, text: str, style: str) -> str:
-        if not style or not self.colours:
+        if not style:
             return text
         if style.startswith("cause:"):
             cause = cause_of(style.removeprefix("cause:"))

@@ -136,7 +136,13 @@ class _Waterfall:
         time = sum(member.duration_ns for member in row.members) if row.members else span.duration_ns
         bar = canvas.fold(row.members) if row.members else canvas.span(span)
         self._remember(row)
-        yield self._join(self._labels.row(row), self._labels.text(duration(time)) if time else "", bar)
+        label = self._labels.row(row)
+        yield self._join(label, self._labels.text(duration(time)) if time else "", bar)
+        if span.defects and line_width(label) > self._left:  # cut off behind a long name
+            defects = ", ".join(span.defects)
+            yield self._labels.clip(
+                [(row.below, "detail"), (self.theme.glyphs.warning + defects, "warning")], self._width
+            )
         if row.members:
             return
         if self._shows_breakdown(row):
