@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 from ebpftrace.errors import BpfError, EbpftraceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ebpftrace.kernel.btf import Btf
 
 # include/uapi/linux/capability.h
@@ -69,8 +70,9 @@ def _machine() -> Feature:
     machine = platform.machine()
     known = machine in ("x86_64", "aarch64")
     return Feature(
-        "machine", known, f"Linux {platform.release()} {machine}", required=True, hint="x86_64 and aarch64 are supported"
-    )
+        "machine", known, f"Linux {platform.release()} {machine}", required=True,
+        hint="x86_64 and aarch64 are supported",
+    )  # fmt: skip
 
 
 def _libbpf() -> Feature:
@@ -105,7 +107,7 @@ def _lockdown() -> Feature:
     try:
         text = Path("/sys/kernel/security/lockdown").read_text().strip()
     except OSError:
-        return Feature("lockdown", True, "not to be seen (securityfs is not mounted)", use="must not be 'confidentiality'")
+        return Feature("lockdown", True, "securityfs is not mounted", use="must not be 'confidentiality'")
     level = text.partition("[")[2].partition("]")[0] or text
     return Feature(
         "lockdown", level != "confidentiality", level, required=True, use="must not be 'confidentiality'",
@@ -221,8 +223,8 @@ def _programs() -> list[Feature]:
             Feature(
                 f"program {name}", not detail, detail or hooks, required=True, use=program.config().description,
                 hint="`ebpftrace -v run ...` shows the kernel's words",
-            )  # fmt: skip
-        )
+            )
+        )  # fmt: skip
     return found
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import sys
 from asyncio import _get_running_loop
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.attributes import BoundedAttributes
@@ -20,6 +19,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from ebpftrace.context import _publisher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import Span
 
@@ -37,7 +38,7 @@ class BreakdownProcessor(SpanProcessor):
     """
 
     def __init__(self) -> None:
-        self._flush = _nothing_to_flush
+        self._flush: Callable[[float], bool] = _nothing_to_flush
         self._measuring = False
         self.measured = 0
         self.another_thread = 0
@@ -69,7 +70,7 @@ class BreakdownProcessor(SpanProcessor):
             if snapshot is not None:
                 # on the attributes, which Span.end() hands on to what on_end() gets; and gone with them
                 setattr(span._attributes, _SNAPSHOT, snapshot)
-        except Exception:
+        except Exception:  # noqa: BLE001  (into the application nothing may be raised)
             self._failed()
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -79,7 +80,7 @@ class BreakdownProcessor(SpanProcessor):
             snapshot = getattr(attributes, _SNAPSHOT, None)
             if snapshot is not None:
                 self._measure(attributes, snapshot)
-        except Exception:
+        except Exception:  # noqa: BLE001
             self._failed()
 
     def _measure(self, attributes: Any, snapshot: bytes) -> None:
@@ -90,9 +91,7 @@ class BreakdownProcessor(SpanProcessor):
             self.another_thread += 1
         elif verdict == _publisher.CONTEXT_MOVED and _shared_thread():
             self.shared_thread += 1
-        elif not isinstance(attributes, BoundedAttributes):
-            self.no_room += 1
-        elif attributes.maxlen is not None and len(attributes) + len(times) > attributes.maxlen:
+        elif not _has_room(attributes, len(times)):
             self.no_room += 1
         else:
             # the span has ended and its attributes are closed to setters; this is the span's last writer
@@ -103,7 +102,7 @@ class BreakdownProcessor(SpanProcessor):
     def _failed(self) -> None:
         self.errors += 1
         if self.errors == 1:
-            logger.warning("a span got no kernel time breakdown; later failures are only counted", exc_info=True)
+            logger.warning("a span got no kernel time breakdown; later failures are only counted", exc_info=True)  # noqa: LOG014
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Bring in the kernel's spans, so that the processors behind this one flush them too."""
@@ -122,6 +121,13 @@ class BreakdownProcessor(SpanProcessor):
             "no_room": self.no_room,
             "errors": self.errors,
         }
+
+
+def _has_room(attributes: Any, count: int) -> bool:
+    """The limits that the application set for its spans are for us too."""
+    if not isinstance(attributes, BoundedAttributes):
+        return False
+    return attributes.maxlen is None or len(attributes) + count <= attributes.maxlen
 
 
 def _nothing_to_flush(timeout_s: float) -> bool:  # noqa: ARG001  (stands in for a running library's)

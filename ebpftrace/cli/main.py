@@ -8,8 +8,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ebpftrace._version import version
 from ebpftrace.cli.demo import DemoCommand
@@ -17,6 +16,9 @@ from ebpftrace.cli.doctor import DoctorCommand
 from ebpftrace.cli.run import RunCommand
 from ebpftrace.cli.show import ShowCommand
 from ebpftrace.errors import CommandError, ConfigError, EbpftraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _INTERRUPTED = 130
 

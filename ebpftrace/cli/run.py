@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 from ebpftrace.errors import CommandError
 from ebpftrace.programs import find, names
 from ebpftrace.runtime import autostart
 from ebpftrace.settings import variable
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -12,6 +12,7 @@
 #define _GNU_SOURCE /* gettid */
 #include <Python.h>
 
+#include <endian.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -150,19 +151,51 @@ static void after_fork_in_child(void)
 
 /* --- publishing ---------------------------------------------------------- */
 
-static int id_bytes(PyObject *id, unsigned char *bytes, size_t size)
+static int trace_id_bytes(PyObject *id, unsigned char *bytes)
 {
-	if (!PyLong_Check(id))
-		return -1;
 #if PY_VERSION_HEX >= 0x030D0000
-	return PyLong_AsNativeBytes(id, bytes, (Py_ssize_t)size,
+	return PyLong_AsNativeBytes(id, bytes, 16,
 				    Py_ASNATIVEBYTES_BIG_ENDIAN |
 					    Py_ASNATIVEBYTES_UNSIGNED_BUFFER) < 0 ?
 		       -1 :
 		       0;
 #else
-	return _PyLong_AsByteArray((PyLongObject *)id, bytes, size, 0, 0);
+	return _PyLong_AsByteArray((PyLongObject *)id, bytes, 16, 0, 0);
 #endif
+}
+
+/*
+ * The bytes of a trace id.  The last one is kept: all spans of a trace share
+ * one int, and turning that into bytes costs more than the rest of a publish.
+ */
+static int trace_id_store(PyObject *id, __u8 *to)
+{
+	static struct {
+		PyObject *id; /* referred to, so that no other int gets its address */
+		unsigned char bytes[16];
+	} last;
+	unsigned char bytes[16];
+
+	if (id != last.id) {
+		if (!PyLong_Check(id) || trace_id_bytes(id, bytes))
+			return -1;
+		memcpy(last.bytes, bytes, sizeof(bytes));
+		Py_XSETREF(last.id, Py_NewRef(id));
+	}
+	memcpy(to, last.bytes, sizeof(last.bytes));
+	return 0;
+}
+
+/* A valid span context's span id fits 64 bits, so nothing is masked away. */
+static int span_id_store(PyObject *id, __u8 *to)
+{
+	__u64 bytes;
+
+	if (!PyLong_Check(id))
+		return -1;
+	bytes = htobe64(PyLong_AsUnsignedLongLongMask(id));
+	memcpy(to, &bytes, sizeof(bytes));
+	return 0;
 }
 
 /*
@@ -207,17 +240,14 @@ static PyObject *span_context(PyObject *context)
 
 static void slot_store(struct ebt_slot *slot, PyObject *context, PyObject *span)
 {
-	unsigned char trace_id[16], span_id[8];
 	unsigned long flags = PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(span, 3));
 	PyThreadState *thread = PyThreadState_Get();
 
-	if (id_bytes(PyTuple_GET_ITEM(span, 0), trace_id, sizeof(trace_id)) ||
-	    id_bytes(PyTuple_GET_ITEM(span, 1), span_id, sizeof(span_id))) {
+	if (trace_id_store(PyTuple_GET_ITEM(span, 0), slot->trace_id) ||
+	    span_id_store(PyTuple_GET_ITEM(span, 1), slot->span_id)) {
 		counters.errors++;
 		return;
 	}
-	memcpy(slot->trace_id, trace_id, sizeof(trace_id));
-	memcpy(slot->span_id, span_id, sizeof(span_id));
 	slot->trace_flags = (__u8)flags;
 	slot->mask = flags & SAMPLED ? context_mask(context, PyTuple_GET_ITEM(span, 1)) : 0;
 	/* CPython counts the switches of contexts in a thread: another count, another context */

@@ -7,15 +7,17 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
 import opentelemetry.context as otel
 from opentelemetry import trace
 
 from ebpftrace.context.hooks import MASK_KEY
 from ebpftrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,7 +85,8 @@ class enable:  # noqa: N801  (used like a function)
         if mask:
             current = otel.get_current()
             span_id = trace.get_current_span(current).get_span_context().span_id
-            below, own, own_id = current.get(MASK_KEY) or (0, 0, 0)  # type: ignore[misc]
+            outer = cast("tuple[int, int, int]", current.get(MASK_KEY) or (0, 0, 0))
+            below, own, own_id = outer
             if self._children:
                 below |= mask
             own = mask | (own if own_id == span_id else 0)
@@ -109,7 +112,8 @@ def traced(
 def traced(*args: Any, name: str | None = None, children: bool = False) -> Any:
     """An OpenTelemetry span around a function, with kernel tracing on for it.
 
-    `@traced` enables all loaded programs, `@traced("sched")` the named ones. Works on functions and coroutine functions.
+    `@traced` enables all loaded programs, `@traced("sched")` the named ones. Works on functions and coroutine
+    functions.
 
     Args:
         args: names of programs, or the function itself.
@@ -126,7 +130,7 @@ def traced(*args: Any, name: str | None = None, children: bool = False) -> Any:
 
 
 def _wrap(function: Callable[..., Any], programs: tuple[str, ...], name: str | None, *, children: bool) -> Any:
-    span_name = name or getattr(function, "__qualname__", type(function).__qualname__)
+    span_name = name or str(getattr(function, "__qualname__", type(function).__qualname__))
     tracer = trace.get_tracer("ebpftrace")
 
     @contextlib.contextmanager

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import opentelemetry.context as otel
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from ebpftrace.context import _publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger("ebpftrace.context")
 

@@ -7,11 +7,13 @@ A decoder is a function of one value. None means "nothing to say": the attribute
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ebpftrace.config.model import DecoderConfig
 from ebpftrace.decoders import process, sched, text
 from ebpftrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ebpftrace.config.model import DecoderConfig
 
 Decoder = Callable[[Any], Any]
 

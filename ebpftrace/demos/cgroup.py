@@ -34,11 +34,11 @@ class CpuQuota:
 
     def __init__(self, percent: int, proc: Path = _PROC) -> None:
         self.percent = percent
-        self.version, self._parent = _find_parent(proc)
-        self.path = self._parent / f"{_PREFIX}{os.getpid()}"
+        self.version, self._home, parent = _find_groups(proc)
+        self.path = parent / f"{_PREFIX}{os.getpid()}"
         self._exists = False
         try:
-            _remove_stale(self._parent, proc)
+            _remove_stale(parent, proc)
             self.path.mkdir()
             self._exists = True
             self._limit()
@@ -96,7 +96,7 @@ class CpuQuota:
     def _empty(self) -> None:
         for pid in (self.path / "cgroup.procs").read_text().split():
             with suppress(ProcessLookupError):  # it ended
-                _write(self._parent / "cgroup.procs", pid)
+                _write(self._home / "cgroup.procs", pid)
 
     def __enter__(self) -> Self:
         return self
@@ -117,15 +117,17 @@ def _write(path: Path, text: str) -> None:
         os.close(fd)
 
 
-def _find_parent(proc: Path) -> tuple[int, Path]:
-    """The cgroup version that has the cpu controller here, and the group to make ours in."""
+def _find_groups(proc: Path) -> tuple[int, Path, Path]:
+    """The cgroup version that has the cpu controller here, our own group, and the group to make the new one in."""
     mounts = [line.split() for line in (proc / "self/mounts").read_text().splitlines()]
     for _, where, kind, options, *_ in mounts:
         if kind == "cgroup" and "cpu" in options.split(","):
-            return 1, _own_group(proc, Path(where), "cpu")
+            own = _own_group(proc, Path(where), "cpu")
+            return 1, own, own
     for _, where, kind, *_ in mounts:
         if kind == "cgroup2" and "cpu" in _controllers(Path(where), "cgroup.controllers"):
-            return 2, _delegating(_own_group(proc, Path(where), ""), Path(where))
+            own = _own_group(proc, Path(where), "")
+            return 2, own, _delegating(own, Path(where))
     raise UnsupportedError("a CPU quota", "no cgroup file system with the cpu controller is mounted")
 
 

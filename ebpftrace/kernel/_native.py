@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 from ebpftrace.errors import BpfError, UnsupportedError
 
 try:
-    from ebpftrace.kernel import _libbpf
+    from ebpftrace.kernel import _libbpf  # type: ignore[attr-defined,unused-ignore]  # made by the build
 except ImportError as error:
     raise UnsupportedError(
         "libbpf",
         str(error),
-        "install libbpf 1.0 or newer (apt-get install libbpf1) and, from a source tree, build the package (pip install .)",
+        "install libbpf 1.0 or newer (apt-get install libbpf1); in a source tree, build the package (pip install .)",
     ) from error
 
 ffi: Any = _libbpf.ffi

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ebpftrace.errors import BpfError
 from ebpftrace.kernel._native import check, ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Map:
@@ -91,7 +93,7 @@ class Map:
     def delete(self, key: bytes) -> None:
         """Delete a key; one that is not there is no error."""
         if lib.bpf_map_delete_elem(self.fd, self._buffer(key, self.key_size, "key")) < 0 and ffi.errno != errno.ENOENT:
-            raise BpfError(f"delete from map {self.name!r}", errno=ffi.errno)
+            raise BpfError(f"delete a key of map {self.name!r}", errno=ffi.errno)
 
     def keys(self) -> Iterator[bytes]:
         """Iterate over the keys; entries that come and go meanwhile may or may not be seen."""

@@ -13,14 +13,16 @@ leaves nothing behind in the kernel.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ebpftrace.errors import AttachError, BpfError, LoadError
 from ebpftrace.kernel._native import check, check_pointer, ffi, lib, take_log
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.maps import Map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True)

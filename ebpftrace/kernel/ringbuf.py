@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ebpftrace.errors import BpfError
 from ebpftrace.kernel._native import check, ffi, lib
-from ebpftrace.kernel.maps import Map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ebpftrace.kernel.maps import Map
 
 _HEAD = 8  # u32 ring, u32 size
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 logger = logging.getLogger("ebpftrace.runtime")
 
@@ -77,17 +79,18 @@ def _configure_sdk_when_missing() -> None:
         found: trace.Tracer = original(self)
         return found
 
-    def set_tracer_provider(provider: trace.TracerProvider, log: bool) -> None:  # noqa: FBT001  (OpenTelemetry's)
+    def set_tracer_provider(provider: Any, log: bool) -> None:  # noqa: FBT001  (OpenTelemetry's)
         if ours and ours[0] is not None and trace._TRACER_PROVIDER is ours[0] and provider is not ours[0]:
             trace._TRACER_PROVIDER_SET_ONCE._done = False
-            replaced, ours[0] = ours[0], None
+            replaced: Any = ours[0]
+            ours[0] = None
             set_provider(provider, log)
             replaced.shutdown()
             return
         set_provider(provider, log)
 
     trace.ProxyTracer._tracer = property(tracer)  # type: ignore[assignment,method-assign]
-    trace._set_tracer_provider = set_tracer_provider
+    trace._set_tracer_provider = set_tracer_provider  # type: ignore[assignment]
 
 
 def _make_provider() -> Any:

@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import struct
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 from ebpftrace.errors import BpfError, EbpftraceError
@@ -19,6 +18,8 @@ from ebpftrace.programs import CORE, ShippedProgram
 from ebpftrace.spans.plan import ProgramPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ebpftrace.settings import Settings
 
 logger = logging.getLogger("ebpftrace.runtime")
@@ -106,7 +107,7 @@ class KernelSide:
 
     def _load_all(self, settings: Settings) -> None:
         knobs = {
-            "has_prev_state": int(Btf.kernel().tracepoint_arguments("sched_switch") >= 4),  # noqa: PLR2004
+            "has_prev_state": int(Btf.kernel().tracepoint_arguments("sched_switch") >= 4),
             "min_off_cpu_ns": settings.min_off_cpu_us * 1000,
             "has_roots": int(bool(settings.exec_roots)),
         }

@@ -11,7 +11,6 @@ import functools
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -24,6 +23,8 @@ from ebpftrace.spans.otlp_json import FileSpanExporter
 from ebpftrace.spans.sdk import SdkSink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from ebpftrace.spans.model import KernelSpan
     from ebpftrace.spans.sink import Sink, SinkStats
 
@@ -51,9 +52,7 @@ class ProviderBinding:
         output: a file that gets all spans too, as OTLP JSON lines; "" for none.
     """
 
-    def __init__(
-        self, flush: Callable[[float], bool], *, measure: bool, service_name: str, output: str = ""
-    ) -> None:
+    def __init__(self, flush: Callable[[float], bool], *, measure: bool, service_name: str, output: str = "") -> None:
         self._flush = flush
         self._measure = measure
         self._service_name = service_name
@@ -98,8 +97,8 @@ class ProviderBinding:
 
     def _sink(self) -> Sink:
         """The global provider's sink; else that of the provider seen last; else one of our own by OTEL_*."""
-        for provider in (trace._TRACER_PROVIDER, self._last and self._last()):
-            sink = self._sinks.get(provider) if provider is not None else None
+        for provider in (trace._TRACER_PROVIDER, self._last() if self._last else None):
+            sink = self._sinks.get(provider) if isinstance(provider, TracerProvider) else None
             if sink is not None:
                 return sink
         if self._own is None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import opentelemetry.context as otel
@@ -15,6 +14,8 @@ from ebpftrace.kernel.ringbuf import Batch, RingReader
 from ebpftrace.spans.clock import Clock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from ebpftrace.runtime.loader import LoadedProgram
     from ebpftrace.spans.model import KernelSpan
 
@@ -57,8 +58,8 @@ class Reader:
             stop, asked = self._stop, self._asked
             try:
                 count = self._round()
-            except Exception:  # the thread must live: the rings fill up without it
-                self._failed()
+            except Exception:  # noqa: BLE001
+                self._failed()  # the thread must live: the rings fill up without it
                 count = 0
                 time.sleep(INTERVAL_MS / 1000)
             if count == 0:
@@ -91,7 +92,7 @@ class Reader:
     def _failed(self) -> None:
         self.errors += 1
         if self.errors == 1:
-            logger.exception("a batch of kernel records could not be passed on; later failures are only counted")
+            logger.warning("a batch of kernel records could not be passed on; later ones are counted", exc_info=True)  # noqa: LOG014
 
     def _answer(self, asked: int) -> None:
         """All that was in the rings when `asked` was read has been emitted."""
@@ -119,7 +120,7 @@ class Reader:
             self._rings.wake()
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                logger.warning("the exporter still holds the reader after %.0f s; its last spans may be lost", timeout_s)
+                logger.warning("the exporter still holds the reader after %.0f s; last spans may be lost", timeout_s)
                 return False
         self._rings.close()
         return True

@@ -150,7 +150,12 @@ def _unpacker(fields: Sequence[Field], where: str) -> Callable[[memoryview, int]
     place = [order.index(i) for i in range(len(fields))]
     if place == list(range(len(fields))):
         return unpack
-    return lambda data, offset: (lambda found: tuple(found[i] for i in place))(unpack(data, offset))
+
+    def reordered(data: memoryview, offset: int) -> tuple[Any, ...]:
+        found = unpack(data, offset)
+        return tuple(found[i] for i in place)
+
+    return reordered
 
 
 class ProgramPlan:

@@ -58,10 +58,10 @@ class SpanBuilder:
         """Keep ids, times and attributes as the kernel gave them; sampled, because an unsampled span has no record."""
         parent = None
         if span.parent_span_id:
-            parent = SpanContext(span.trace_id, span.parent_span_id, False, _SAMPLED)  # noqa: FBT003  (SDK signature)
+            parent = SpanContext(span.trace_id, span.parent_span_id, False, _SAMPLED)
         return ReadableSpan(
             span.name,
-            SpanContext(span.trace_id, span.span_id, False, _SAMPLED),  # noqa: FBT003
+            SpanContext(span.trace_id, span.span_id, False, _SAMPLED),
             parent,
             self.resource,
             _attributes(span),

@@ -131,7 +131,8 @@ class Canvas:
 
     def fold(self, members: Sequence[Span]) -> list[Segment]:
         """Many spans in one row: each cell as high as it is full, or as its share of the events."""
-        style = style_of(members[0])
+        styles = {style_of(span) for span in members}
+        style = styles.pop() if len(styles) == 1 else "detail"
         timed = _coverage(self._scale, [span for span in members if span.duration_ns])
         if timed:
             heights = {cell: min(1.0, sum(names.values())) for cell, names in timed.items()}

@@ -59,6 +59,23 @@ def clip(text: str, width: int, ellipsis: str = "…") -> str:
     return text
 
 
+def wrap(text: str, width: int) -> list[str]:
+    """Break a cleaned text between words into lines of at most `width` cells; only a longer word is broken itself."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if cell_width(longer) <= width:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for char in word:
+            if cell_width(lines[-1]) + _char_width(char) > width:
+                lines.append("")
+            lines[-1] += char
+    return lines
+
+
 _UNITS = ((1, "ns"), (1_000, "µs"), (1_000_000, "ms"), (1_000_000_000, "s"))
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from ebpftrace.viewer.bars import Canvas, Scale
 from ebpftrace.viewer.causes import CAUSES
 from ebpftrace.viewer.labels import Labels, breakdown_parts, label_of, plural, when
 from ebpftrace.viewer.rows import arrange
-from ebpftrace.viewer.text import cell_width, clip, duration
+from ebpftrace.viewer.text import cell_width, clip, duration, wrap
 from ebpftrace.viewer.theme import Theme, line_width
 from ebpftrace.viewer.verdict import verdict
 
@@ -180,9 +179,7 @@ class _Waterfall:
 
     def _remember(self, row: Row) -> None:
         span = row.span
-        if row.mixed:
-            return
-        if span.kernel and span.name in CAUSES:
+        if span.kernel and span.name in CAUSES and not row.mixed:
             self._used[f"cause:{span.name}"] = f"cause:{span.name}"
         if row.members:
             self._used["fold"] = "detail"
@@ -221,7 +218,7 @@ class _Waterfall:
 
     def _verdict(self) -> Iterator[Line]:
         words = self._labels.text(verdict(self._trace)).replace(" %", "\xa0%")  # a line must not begin with "%"
-        for text in textwrap.wrap(words, min(self._width, 110) - 2, break_on_hyphens=False):
+        for text in wrap(words, min(self._width, 110) - 2):
             yield [(self.theme.glyphs.quote.ljust(2), "warning"), (text.replace("\xa0", " "), "")]
 
 

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ebpftrace demo`: a slow service, and why it is slow."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ebpftrace.errors import CommandError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from ebpftrace.demos.http_service.run import Outcome
+    from ebpftrace.viewer import Theme, Trace
+    from ebpftrace.viewer.theme import Line
+    from ebpftrace.viewer.trace import Span
+
+_DEMOS = {"http-service": "a small shop over HTTP, under a CPU quota: why are some orders slow?"}
+_DEFAULT = "http-service"
+_RECORDED_EXIT = 3
+_PIPE_WIDTH = 100
+_MIN_WIDTH = 60
+_MAX_WIDTH = 150
+_ROWS = 60
+_HEADING_CELLS = 11
+
+
+class DemoCommand:
+    """Run a small service, trace it, and show why its slowest request was slow.
+
+    Takes about eight seconds, root (or CAP_BPF and CAP_PERFMON), and `pip install 'ebpftrace[demo]'`. Where the kernel
+    refuses, it says what is missing, shows a recorded trace instead and exits with 3.
+    """
+
+    name = "demo"
+
+    def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        parser.add_argument("demo", nargs="?", metavar="NAME", default=_DEFAULT, help="default: %(default)s")
+        parser.add_argument("--list", action="store_true", help="name the demos")
+        parser.add_argument(
+            "--output", metavar="FILE", default="ebpftrace-demo.jsonl",
+            help="where the trace goes, as OTLP JSON lines (default: %(default)s)",
+        )  # fmt: skip
+        parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: %(default)s")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the demo and print what came of it.
+
+        Raises:
+            CommandError: there is no such demo, its dependencies are missing (exit code 2), or it failed (1).
+        """
+        from ebpftrace.demos.http_service.run import NotTraced, check_installed, run
+
+        if args.list:
+            for name, about in _DEMOS.items():
+                print(f"{name}  {about}")
+            return 0
+        if args.demo not in _DEMOS:
+            raise CommandError(f"there is no demo {args.demo!r}; there are: {', '.join(_DEMOS)}", exit_code=2)
+        page = _Page(args.color)
+        output = _prepare_output(args.output)
+        try:
+            check_installed()
+            with _signals_as_exceptions():
+                page.title("ebpftrace demo", _DEMOS[args.demo])
+                outcome = run(output, page.fact)
+        except NotTraced as error:
+            return _show_recorded(page, error.reason)
+        return _show(page, Path(args.output), outcome)
+
+
+def _prepare_output(name: str) -> Path:
+    output = Path(name).resolve()
+    if output.is_dir():
+        raise CommandError(f"--output {name}: this is a directory; give a file", exit_code=2)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"cannot make the directory {output.parent}: {error.strerror}") from error
+    return output
+
+
+class _Page:
+    """What the user sees: headed facts, paragraphs, waterfalls, in one width."""
+
+    def __init__(self, colour: str) -> None:
+        from ebpftrace.viewer import choose_theme
+
+        self.theme: Theme = choose_theme(sys.stdout, colour=colour)
+        self.width = _PIPE_WIDTH
+        if sys.stdout.isatty():
+            columns = shutil.get_terminal_size((_PIPE_WIDTH, 24)).columns
+            self.width = min(max(columns, _MIN_WIDTH), _MAX_WIDTH)
+        self._heading = ""
+
+    def line(self, *segments: tuple[str, str]) -> None:
+        """One line, at once: the demo runs for seconds and its user wants to see that it does."""
+        from ebpftrace.viewer.text import clean
+
+        line: Line = [(clean(text, ascii_only=self.theme.ascii_only), style) for text, style in segments]
+        print(self.theme.paint(line), flush=True)
+
+    def title(self, name: str, about: str) -> None:
+        """The first line."""
+        self.line((name, "bold"), (f"  {about}", ""))
+        self.line()
+
+    def fact(self, heading: str, words: str) -> None:
+        """A heading at the left, what it has to say beside it."""
+        for index, text in enumerate(textwrap.wrap(words, self.width - _HEADING_CELLS - 2)):
+            self.line((f"{'' if index else heading:>{_HEADING_CELLS}}  ", "service"), (text, ""))
+
+    def paragraph(self, words: str, style: str = "") -> None:
+        """Words over the whole width."""
+        for text in textwrap.wrap(words, min(self.width, 110), break_on_hyphens=False):
+            self.line((text, style))
+
+    def waterfall(self, trace: Trace) -> None:
+        """A trace, with its verdict."""
+        from ebpftrace.viewer import Options, render
+
+        for line in render(trace, Options(width=self.width, max_rows=_ROWS), self.theme):
+            print(line)
+
+
+def _show(page: _Page, output: Path, outcome: Outcome) -> int:
+    from ebpftrace.viewer import build_traces, load
+    from ebpftrace.viewer.check import check_spans
+
+    spans = load(str(output)).spans
+    traces = build_traces(spans)
+    page.line()
+    page.paragraph("The slowest order. Its own spans say how long each step took; the kernel's say why:", "bold")
+    page.line()
+    page.waterfall(traces[0])
+    page.line()
+    problems = check_spans(spans)
+    lost = _lost(outcome)
+    page.fact("recorded", _counts(traces, spans))
+    for problem in problems:
+        page.line((f"{'problem':>{_HEADING_CELLS}}  ", "error"), (str(problem), ""))
+    if not problems:
+        page.fact("checked", "every span's parent is there, every kernel span lies inside its parent, every breakdown "
+                  f"adds up to its span's time; {lost or 'nothing was lost'}")  # fmt: skip
+    _next_steps(page, output, traces)
+    return 1 if problems else 0
+
+
+def _counts(traces: list[Trace], spans: list[Span]) -> str:
+    kernel = sum(span.kernel for span in spans)
+    return f"{len(traces):,} traces with {len(spans) - kernel:,} spans of the service and {kernel:,} of the kernel"
+
+
+def _lost(outcome: Outcome) -> str:
+    """What the service's counters say was lost, in words; "" when nothing was."""
+    programs = outcome.stats["programs"].values()
+    lost = {
+        "records in the kernel": sum(sum(program.get("dropped", {}).values()) for program in programs),
+        "records that could not be decoded": sum(program.get("undecoded", 0) for program in programs),
+        "kernel spans before the exporter": outcome.stats["spans"].get("dropped", 0),
+        "spans that could not be written": outcome.failed,
+    }
+    return ", ".join(f"{count:,} {what} were lost" for what, count in lost.items() if count)
+
+
+def _next_steps(page: _Page, output: Path, traces: list[Trace]) -> None:
+    name = shlex.quote(str(output))
+    page.fact("trace file", f"{output} ({output.stat().st_size / 1e6:.1f} MB of OTLP JSON lines)")
+    page.line()
+    page.line(("Look on:", "bold"))
+    usual = traces[len(traces) // 2].trace_id[:12]
+    for command, about in (
+        (f"ebpftrace show --list {name}", "every order, slowest first"),
+        (f"ebpftrace show --trace {usual} {name}", "one of usual length"),
+        (f"ebpftrace show --no-fold {name}", "the slowest again, a row for each kernel span"),
+    ):
+        page.line((f"  {command}", ""), (f"   # {about}", "detail"))
+
+
+def _show_recorded(page: _Page, reason: str) -> int:
+    from ebpftrace.viewer import build_traces
+    from ebpftrace.viewer.otlp import parse
+
+    sys.stdout.flush()
+    print(f"ebpftrace: the demo cannot run here: {reason}", file=sys.stderr)
+    recorded = resources.files("ebpftrace.demos") / "recorded/http_service.jsonl"
+    with recorded.open("rb") as lines:
+        traces = build_traces(parse(lines).spans)
+    page.line(("RECORDED", "warning"), (": this is a run of the demo on another machine, shown in place of yours.", ""))
+    page.line()
+    page.waterfall(traces[0])
+    page.line()
+    page.paragraph("RECORDED, see above. To trace this machine: run the demo as root, on a kernel with BTF and BPF tracing; "
+                   "`ebpftrace doctor` tells what is missing.")  # fmt: skip
+    return _RECORDED_EXIT
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """End by way of every `finally`, and let that be done in peace: a second Ctrl-C is not heard."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
