@@ -138,6 +138,7 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
 	struct ebt_exec_process *process;
+	struct task_struct *parent;
 	__u64 now, id = ebt_random_id();
 	__u32 tgid = task->tgid;
 
@@ -155,8 +156,9 @@ int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct l
 	process->span.hdr.ts_ns = now;
 	process->span.hdr.type = EBT_EXEC_PROCESS;
 	process->span.hdr.len = sizeof(*process);
-	process->pid = tgid;
-	process->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
+	process->pid = ebt_innermost_pid(task);
+	parent = task->real_parent;
+	process->parent_pid = parent ? ebt_innermost_pid(parent) : 0;
 	bpf_probe_read_kernel_str(process->path, sizeof(process->path), bprm->filename);
 	read_args(process, task);
 	return 0;

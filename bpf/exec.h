@@ -15,8 +15,8 @@ enum ebt_exec_type {
 /* A binary ran, from its exec to the next exec of its process, or to the exit. */
 struct ebt_exec_process {
 	struct ebt_span span;
-	__u32 pid;
-	__u32 parent_pid;
+	__u32 pid; /* in its innermost pid namespace */
+	__u32 parent_pid; /* likewise in the parent's */
 	__u32 chain; /* 0: the first exec of this process, 1: exec'ed by the first, ... */
 	__s32 status; /* as of wait(2); -1: ended by another exec, not by an exit */
 	__u32 args_size; /* bytes of argv, before it was cut to fit */

@@ -59,8 +59,8 @@ static __always_inline void submit_switch(struct ebt_line *line, struct task_str
 		line->lost++;
 		return;
 	}
-	record->pid = prev->tgid;
-	record->tid = prev->pid;
+	record->pid = ebt_innermost_pid(prev);
+	record->tid = ebt_innermost_tid(prev);
 	record->cpu = bpf_get_smp_processor_id();
 	record->state = state;
 	record->preempt = preempt;
@@ -107,12 +107,13 @@ static __always_inline void submit_off_cpu(struct ebt_line *line, struct task_st
 		return;
 	}
 	record->span.duration_ns = end - start;
-	record->pid = task->tgid;
-	record->tid = task->pid;
+	record->pid = ebt_innermost_pid(task);
+	record->tid = ebt_innermost_tid(task);
 	record->cpu = bpf_get_smp_processor_id();
 	record->cause = cause;
 	record->syscall = -1;
-	if (cause != EBT_RUN_QUEUE && cause != EBT_THROTTLED) { /* those are the scheduler's doing */
+	if (cause != EBT_RUN_QUEUE &&
+	    cause != EBT_THROTTLED) { /* those are the scheduler's doing */
 		record->syscall = line->syscall;
 		record->waker_tid = line->waker_tid;
 		__builtin_memcpy(record->waker_comm, line->waker_comm, sizeof(record->waker_comm));
@@ -220,8 +221,8 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 		line->lost++;
 		return 0;
 	}
-	record->pid = task->tgid;
-	record->tid = task->pid;
+	record->pid = ebt_innermost_pid(task);
+	record->tid = ebt_innermost_tid(task);
 	record->cpu = bpf_get_smp_processor_id();
 	record->waker_tid = line->waker_tid;
 	__builtin_memcpy(record->waker_comm, line->waker_comm, sizeof(record->waker_comm));

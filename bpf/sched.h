@@ -14,11 +14,11 @@ enum ebt_sched_type {
 /* A traced thread left its CPU. */
 struct ebt_sched_switch {
 	struct ebt_span span;
-	__u32 pid; /* process */
+	__u32 pid; /* of the process, in its innermost pid namespace; so too below */
 	__u32 tid;
 	__u32 cpu;
 	__u32 state; /* TASK_*, include/linux/sched.h */
-	__u32 next_tid; /* who runs now; 0 = nobody */
+	__u32 next_tid; /* who runs now, in the initial pid namespace; 0 = nobody */
 	__u8 preempt;
 	__u8 pad[3];
 	char next_comm[16];
@@ -30,7 +30,7 @@ struct ebt_sched_wakeup {
 	__u32 pid;
 	__u32 tid;
 	__u32 cpu; /* that it will run on */
-	__u32 waker_tid; /* 0 = an interrupt, or not known */
+	__u32 waker_tid; /* in the initial pid namespace; 0 = an interrupt, or not known */
 	char waker_comm[16];
 };
 

@@ -129,6 +129,14 @@ static __always_inline __u32 ebt_innermost_tid(struct task_struct *task)
 	return tid;
 }
 
+/* The process's id where it lives: what it sees as its own getpid(). */
+static __always_inline __u32 ebt_innermost_pid(struct task_struct *task)
+{
+	struct task_struct *leader = task->group_leader;
+
+	return leader ? ebt_innermost_tid(leader) : 0;
+}
+
 static __always_inline bool ebt_slot_find(void *table, struct ebt_thread *thread)
 {
 	__u32 home = ebt_slot_home(thread->tid);

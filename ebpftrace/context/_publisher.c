@@ -32,7 +32,8 @@ static struct {
 	struct ebt_slot *slots;
 	const struct ebt_line *lines;
 	unsigned int epoch;
-	long long clock_offset; /* ns that CLOCK_MONOTONIC is ahead of the kernel's, in a time namespace */
+	long long
+		clock_offset; /* ns that CLOCK_MONOTONIC is ahead of the kernel's, in a time namespace */
 } table;
 
 /* Keeps a mapping alive while the destructor of an ending thread uses it. */
@@ -72,7 +73,8 @@ static unsigned long long now_ns(void)
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (unsigned long long)((long long)ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec - table.clock_offset);
+	return (unsigned long long)((long long)ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec -
+				    table.clock_offset);
 }
 
 /* --- the table and the thread's slot in it ------------------------------- */
@@ -660,7 +662,8 @@ static PyMethodDef module_methods[] = {
 	{ "armed", armed, METH_NOARGS, "Is there a table?" },
 	{ "configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS,
 	  "configure(span_key, mask_key, on_fork): the context keys, and what to call at a forked child's first attach." },
-	{ "expect_fork", expect_fork, METH_NOARGS, "In a forked child: call on_fork at the next attach." },
+	{ "expect_fork", expect_fork, METH_NOARGS,
+	  "In a forked child: call on_fork at the next attach." },
 	{ "set_default_mask", set_default_mask, METH_O,
 	  "Programs enabled for every sampled context." },
 	{ "counters", get_counters, METH_NOARGS, "What could not be published, by reason." },
