@@ -77,23 +77,22 @@ clean: ## Remove what was built, .venv too
 
 # --- set-up, each step once --------------------------------------------------------
 
-$(STAMPS)/system: scripts/setup.sh scripts/python.sh
-	scripts/setup.sh
-	@mkdir -p $(@D) && touch $@
-
 # A .venv that works and is new enough is kept
-$(STAMPS)/venv: $(STAMPS)/system scripts/requirements.py pyproject.toml
+$(STAMPS)/venv: scripts/setup.sh scripts/python.sh scripts/requirements.py pyproject.toml
+	scripts/setup.sh
+	@mkdir -p $(@D)
 	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ rm -rf .venv && "$$(scripts/python.sh)" -m venv .venv; }
 	$(BIN)/python scripts/requirements.py > build/requirements.txt
-	$(BIN)/python -m pip install -q -r build/requirements.txt $(PIP_HELP)
+	@$(BIN)/python -m pip install -q -r build/requirements.txt || { echo "make: pip could not install from PyPI;" \
+		"is there a network, or a proxy to set in HTTPS_PROXY?" >&2; exit 1; }
 	@touch $@
 
-PIP_HELP = || { echo "pip could not install from PyPI: is there a network, or a proxy to set (HTTPS_PROXY)?" >&2; exit 1; }
-
+# setup.sh once more: what it found when .venv was made may have been removed since
 $(STAMPS)/demo-$(LISTING): extras := demo
 $(STAMPS)/test-$(LISTING): extras := demo,test,lint
 $(STAMPS)/%-$(LISTING): $(SOURCES) $(STAMPS)/venv
+	@scripts/setup.sh
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[$(extras)]'
 	@rm -f $(STAMPS)/$*-* && touch $@
 

@@ -94,7 +94,7 @@ as_root() {
 
 apt() {
 	as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
-		apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@"
+		apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" >/dev/null
 }
 
 collect() {
@@ -112,7 +112,7 @@ no_new_libbpf() {
 	fail "this distribution's libbpf-dev is older than 1.0 (Ubuntu 22.04 has 0.5), and ebpftrace needs 1.0 or newer.
 Build libbpf from its own sources and tell pkg-config where it is:
     make -C libbpf/src install PREFIX=/opt/libbpf LIBDIR=/opt/libbpf/lib
-    export PKG_CONFIG_PATH=/opt/libbpf/lib/pkgconfig LD_LIBRARY_PATH=/opt/libbpf/lib
+    export PKG_CONFIG_PATH=/opt/libbpf/lib/pkgconfig
 or use Debian 12, Ubuntu 24.04 or newer, whose own package is new enough."
 }
 

@@ -55,6 +55,11 @@ def spdx_line(text):
     return found and found[1]
 
 
+def is_bpf(path):
+    """A program, or a header that programs include."""
+    return path.relative_to(ROOT).parts[0] == "bpf" or ".bpf." in path.name
+
+
 def test_spdx(texts):
     """Every source says its licence where it starts: the BPF sources both of theirs, the rest Apache-2.0."""
     sources = {".c", ".h", ".py", ".pyi", ".sh"}
@@ -62,7 +67,7 @@ def test_spdx(texts):
         path
         for path, text in texts.items()
         if path.suffix in sources or path.name in {"CMakeLists.txt", "Makefile"}
-        if spdx_line(text) != (DUAL if path.relative_to(ROOT).parts[0] == "bpf" else "Apache-2.0")
+        if spdx_line(text) != (DUAL if is_bpf(path) else "Apache-2.0")
     ]
 
     assert [] == named(wrong)
