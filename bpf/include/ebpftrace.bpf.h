@@ -24,7 +24,8 @@
  *	}
  *
  * Every object has one ring buffer, `events`, and one array of drop counters,
- * `drops`.  `processes` and `lines` are shared by all objects of a loader.
+ * `drops`.  `processes`, `publishers` and `lines` are shared by all objects of a
+ * loader.
  */
 #ifndef EBPFTRACE_BPF_H
 #define EBPFTRACE_BPF_H
@@ -75,6 +76,17 @@ struct {
 	__array(values, struct ebt_slots);
 } processes SEC(".maps");
 
+/*
+ * A bit for each tgid in `processes`, modulo the number of bits: most tasks of
+ * a machine publish nothing, and an array tells so sooner than a hash.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, EBT_PUBLISHER_WORDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} publishers SEC(".maps");
+
 /* tgid -> the lines beside that table */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
@@ -122,6 +134,8 @@ static __always_inline __u32 ebt_innermost_tid(struct task_struct *task)
 	level = pid->level;
 	if (level == 0)
 		return task->pid;
+	/* read once more, as a number: verifiers before 6.2 refuse to index what they know as a pointer */
+	bpf_core_read(&pid, sizeof(pid), &task->thread_pid);
 	bpf_probe_read_kernel(&tid, sizeof(tid),
 			      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
 				      level * bpf_core_type_size(struct upid) +
@@ -156,13 +170,22 @@ static __always_inline bool ebt_slot_find(void *table, struct ebt_thread *thread
 	return false;
 }
 
+/* False: the process does not publish; true: it may. */
+static __always_inline bool ebt_may_publish(__u32 tgid)
+{
+	__u32 word = (tgid / 64) & (EBT_PUBLISHER_WORDS - 1);
+	const __u64 *bits = bpf_map_lookup_elem(&publishers, &word);
+
+	return bits && *bits & (1ULL << (tgid & 63));
+}
+
 /* Find the slot of `task`; false for threads of processes that do not publish. */
 static __always_inline bool ebt_thread_find(struct task_struct *task, struct ebt_thread *thread)
 {
 	__u32 tgid = task->tgid;
 	void *table;
 
-	if (!tgid)
+	if (!ebt_may_publish(tgid))
 		return false;
 	table = bpf_map_lookup_elem(&processes, &tgid);
 	if (!table)

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE /* vasprintf */
 #include "_reader.h"
 
 #include <errno.h>
@@ -22,21 +23,33 @@ static _Thread_local struct {
 	char text[LOG_SIZE];
 } said;
 
+/* Append, making room at the head: the last lines say why. */
+static void log_append(const char *text, size_t length)
+{
+	size_t drop;
+
+	if (length > LOG_SIZE) {
+		text += length - LOG_SIZE;
+		length = LOG_SIZE;
+	}
+	drop = said.used + length > LOG_SIZE ? said.used + length - LOG_SIZE : 0;
+	memmove(said.text, said.text + drop, said.used - drop);
+	memcpy(said.text + said.used - drop, text, length);
+	said.used += length - drop;
+}
+
 static int log_line(enum libbpf_print_level level, const char *format, va_list args)
 {
-	size_t room;
+	char *text = NULL; /* a verifier's log is one message of up to megabytes */
 	int length;
 
 	if (level == LIBBPF_DEBUG)
 		return 0;
-	if (said.used > LOG_SIZE / 2) { /* the last lines say why; keep those */
-		memmove(said.text, said.text + said.used / 2, said.used - said.used / 2);
-		said.used -= said.used / 2;
-	}
-	room = LOG_SIZE - said.used;
-	length = vsnprintf(said.text + said.used, room, format, args);
+	length = vasprintf(&text, format, args);
 	if (length > 0)
-		said.used += (size_t)length < room ? (size_t)length : room - 1;
+		log_append(text, (size_t)length);
+	if (length >= 0)
+		free(text);
 	return length;
 }
 
