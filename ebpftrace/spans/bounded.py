@@ -46,7 +46,7 @@ class BoundedCall:
             return self._result
         self._thread = thread
         thread.join(max(0.0, deadline - time.monotonic()))
-        return self._result and not thread.is_alive()
+        return self._result
 
     def _guarded(self, call: Callable[[], object]) -> None:
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,6 +30,25 @@ def kernel_span(number=1, **changes):
         "program": "sched",
     }
     return KernelSpan(**fields | changes)
+
+
+def fork(check):
+    """Run `check` in a forked child; its pid. The child exits 0 when that returned True, and cannot hang."""
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout's handler would go on with the tests
+    signal.alarm(20)
+    passed = False
+    try:
+        passed = check()
+    finally:
+        os._exit(0 if passed is True else 1)
+
+
+def exit_code(pid):
+    """Wait for a child."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 class Receiver:

@@ -6,12 +6,11 @@ import json
 import logging
 import os
 import resource
-import signal
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
-from spans_support import kernel_span
+from spans_support import exit_code, fork, kernel_span
 
 from ebpftrace.errors import ConfigError
 from ebpftrace.spans.otlp_json import FileSpanExporter
@@ -82,17 +81,15 @@ def test_no_spans_are_no_line(exporter, path):
 
 def test_processes_share_a_file(exporter, path):
     """Forked children and a second opener append whole lines, none over another."""
-    children = []
-    for child in range(4):
-        pid = os.fork()
-        if pid == 0:
-            own = FileSpanExporter(path) if child % 2 else exporter
-            done = [own.export(batch(*range(1, 200))) for _ in range(20)]
-            os._exit(0 if set(done) == {SpanExportResult.SUCCESS} and own.exported == 199 * 20 else 1)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 
-    assert codes == [0, 0, 0, 0]
+    def write(own):
+        results = {own.export(batch(*range(1, 200))) for _ in range(20)}
+        return results == {SpanExportResult.SUCCESS} and own.exported == 199 * 20
+
+    children = [fork(lambda: write(exporter)), fork(lambda: write(exporter))]
+    children += [fork(lambda: write(FileSpanExporter(path))), fork(lambda: write(FileSpanExporter(path)))]
+
+    assert [exit_code(child) for child in children] == [0, 0, 0, 0]
     assert [len(line) for line in names(path)] == [199] * 80
     assert exporter.exported == 0
 
@@ -100,12 +97,9 @@ def test_processes_share_a_file(exporter, path):
 def test_fork_while_another_thread_exports_does_not_hang_the_child(exporter, path):
     """The child does not inherit a lock that nobody in it will release."""
     with exporter._lock:
-        pid = os.fork()
-        if pid == 0:
-            signal.alarm(20)
-            os._exit(0 if exporter.export(batch(1)) is SpanExportResult.SUCCESS else 1)
+        child = fork(lambda: exporter.export(batch(1)) is SpanExportResult.SUCCESS)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert exit_code(child) == 0
     assert names(path) == [["span 1"]]
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import os
 import threading
+
+from spans_support import exit_code, fork
 
 from ebpftrace.spans.tally import Tally
 
@@ -30,12 +31,14 @@ def test_forked_child_starts_from_zero_even_while_the_lock_was_held():
     """A child forked while another thread counted neither hangs nor reports the parent's work."""
     tally = Tally()
     tally.add("n", 7)
-    with tally._lock:
-        pid = os.fork()
-        if pid == 0:
-            fresh = tally["n"]  # would hang on the parent's lock
-            tally.add("n")
-            os._exit(0 if (fresh, tally["n"]) == (0, 1) else 1)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    def check():
+        fresh = tally["n"]  # would hang on the parent's lock
+        tally.add("n")
+        return (fresh, tally["n"]) == (0, 1)
+
+    with tally._lock:
+        child = fork(check)
+
+    assert exit_code(child) == 0
     assert tally["n"] == 7
