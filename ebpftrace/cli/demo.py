@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shlex
 import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +16,8 @@ from typing import TYPE_CHECKING
 from ebpftrace.errors import CommandError
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
     from types import FrameType
 
     from ebpftrace.demos.http_service.run import Outcome
@@ -33,6 +33,7 @@ _MIN_WIDTH = 60
 _MAX_WIDTH = 150
 _ROWS = 60
 _HEADING_CELLS = 11
+_PROBLEMS = 5
 
 
 class DemoCommand:
@@ -60,7 +61,7 @@ class DemoCommand:
         Raises:
             CommandError: there is no such demo, its dependencies are missing (exit code 2), or it failed (1).
         """
-        from ebpftrace.demos.http_service.run import NotTraced, check_installed, run
+        from ebpftrace.demos.http_service.run import NotTracedError, check_installed, run
 
         if args.list:
             for name, about in _DEMOS.items():
@@ -75,7 +76,7 @@ class DemoCommand:
             with _signals_as_exceptions():
                 page.title("ebpftrace demo", _DEMOS[args.demo])
                 outcome = run(output, page.fact)
-        except NotTraced as error:
+        except NotTracedError as error:
             return _show_recorded(page, error.reason)
         return _show(page, Path(args.output), outcome)
 
@@ -118,7 +119,8 @@ class _Page:
 
     def fact(self, heading: str, words: str) -> None:
         """A heading at the left, what it has to say beside it."""
-        for index, text in enumerate(textwrap.wrap(words, self.width - _HEADING_CELLS - 2)):
+        room = self.width - _HEADING_CELLS - 2
+        for index, text in enumerate(textwrap.wrap(words, room, break_on_hyphens=False, break_long_words=False)):
             self.line((f"{'' if index else heading:>{_HEADING_CELLS}}  ", "service"), (text, ""))
 
     def paragraph(self, words: str, style: str = "") -> None:
@@ -127,11 +129,17 @@ class _Page:
             self.line((text, style))
 
     def waterfall(self, trace: Trace) -> None:
-        """A trace, with its verdict."""
-        from ebpftrace.viewer import Options, render
+        """A trace, with its verdict; without the kernel's instants, which would be half of its rows."""
+        from ebpftrace.viewer import Options, build_traces, render
 
-        for line in render(trace, Options(width=self.width, max_rows=_ROWS), self.theme):
+        shown = [span for span in trace.spans if span.duration_ns or not span.kernel]
+        [trimmed] = build_traces(shown)
+        for line in render(trimmed, Options(width=self.width, max_rows=_ROWS), self.theme):
             print(line)
+        hidden = len(trace.spans) - len(shown)
+        if hidden:
+            self.line()
+            self.fact("left out", f"{hidden:,} instants of the kernel: sched_switch, sched_wakeup")
 
 
 def _show(page: _Page, output: Path, outcome: Outcome) -> int:
@@ -140,19 +148,19 @@ def _show(page: _Page, output: Path, outcome: Outcome) -> int:
 
     spans = load(str(output)).spans
     traces = build_traces(spans)
+    problems = check_spans(spans)
     page.line()
-    page.paragraph("The slowest order. Its own spans say how long each step took; the kernel's say why:", "bold")
+    page.paragraph("The slowest order. The service's spans say how long each step took, the kernel's say why:", "bold")
     page.line()
     page.waterfall(traces[0])
-    page.line()
-    problems = check_spans(spans)
-    lost = _lost(outcome)
-    page.fact("recorded", _counts(traces, spans))
-    for problem in problems:
-        page.line((f"{'problem':>{_HEADING_CELLS}}  ", "error"), (str(problem), ""))
-    if not problems:
-        page.fact("checked", "every span's parent is there, every kernel span lies inside its parent, every breakdown "
-                  f"adds up to its span's time; {lost or 'nothing was lost'}")  # fmt: skip
+    page.fact("traced", f"{_counts(traces, spans)}; {_lost(outcome) or 'nothing was lost'}")
+    if problems:
+        page.fact("checked", f"{len(problems):,} of its promises are broken: a bug, please report it")
+        for problem in problems[:_PROBLEMS]:
+            page.fact("", str(problem))
+    else:
+        page.fact("checked", "every parent is there, every kernel span lies inside its parent, "
+                  "every breakdown adds up to its span's time")  # fmt: skip
     _next_steps(page, output, traces)
     return 1 if problems else 0
 
@@ -178,14 +186,21 @@ def _next_steps(page: _Page, output: Path, traces: list[Trace]) -> None:
     name = shlex.quote(str(output))
     page.fact("trace file", f"{output} ({output.stat().st_size / 1e6:.1f} MB of OTLP JSON lines)")
     page.line()
-    page.line(("Look on:", "bold"))
-    usual = traces[len(traces) // 2].trace_id[:12]
-    for command, about in (
-        (f"ebpftrace show --list {name}", "every order, slowest first"),
-        (f"ebpftrace show --trace {usual} {name}", "one of usual length"),
-        (f"ebpftrace show --no-fold {name}", "the slowest again, a row for each kernel span"),
-    ):
-        page.line((f"  {command}", ""), (f"   # {about}", "detail"))
+    usual = traces[len(traces) // 2].trace_id[:8]
+    steps = {
+        f"ebpftrace show --list {name}": "every order, slowest first",
+        f"ebpftrace show --trace {usual} {name}": "one that took as long as most",
+        f"ebpftrace show --no-fold {name}": "the slowest, every kernel span in a row of its own",
+    }
+    room = max(map(len, steps))
+    beside = _HEADING_CELLS + 2 + room + 4 + max(map(len, steps.values())) <= page.width
+    for index, (command, about) in enumerate(steps.items()):
+        heading = (f"{'' if index else 'look on':>{_HEADING_CELLS}}  ", "service")
+        if beside:
+            page.line(heading, (command.ljust(room), ""), (f"  # {about}", "detail"))
+        else:  # commands stay whole, to be copied
+            page.line(heading, (f"# {about}", "detail"))
+            page.line((" " * (_HEADING_CELLS + 2), ""), (command, ""))
 
 
 def _show_recorded(page: _Page, reason: str) -> int:
@@ -201,8 +216,10 @@ def _show_recorded(page: _Page, reason: str) -> int:
     page.line()
     page.waterfall(traces[0])
     page.line()
-    page.paragraph("RECORDED, see above. To trace this machine: run the demo as root, on a kernel with BTF and BPF tracing; "
-                   "`ebpftrace doctor` tells what is missing.")  # fmt: skip
+    page.line(
+        ("RECORDED", "warning"), (", see above. To trace this machine, run the demo as root; `ebpftrace doctor`", "")
+    )
+    page.line(("tells what else is missing.", ""))
     return _RECORDED_EXIT
 
 

@@ -43,7 +43,8 @@ class CpuQuota:
             self._exists = True
             self._limit()
         except OSError as error:
-            self.close()
+            if self._exists:
+                self.path.rmdir()
             raise UnsupportedError(
                 "a CPU quota", f"{error.filename or self.path}: {error.strerror}", "making a cgroup takes root"
             ) from error

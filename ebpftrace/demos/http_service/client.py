@@ -14,6 +14,7 @@ import time
 
 _PAUSE_S = 0.02
 _LARGE_EVERY = 6
+_LARGE_ITEMS = 35
 
 
 class Customer(threading.Thread):
@@ -42,7 +43,7 @@ class Customer(threading.Thread):
             large = count % _LARGE_EVERY < 2
             start = time.perf_counter()
             try:
-                self._order(40 if large else self._random.randint(2, 6))
+                self._order(_LARGE_ITEMS if large else self._random.randint(2, 6))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self._connection.close()
                 self.failures.append(f"{type(error).__name__}: {error}")

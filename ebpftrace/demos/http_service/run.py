@@ -20,7 +20,7 @@ from ebpftrace.errors import CommandError, UnsupportedError
 
 CUSTOMERS = 3
 SECONDS = 5.0
-QUOTA_PERCENT = 40
+QUOTA_PERCENT = 25
 
 _PACKAGES = {
     "flask": "flask",
@@ -48,7 +48,7 @@ class Outcome:
     failed: int
 
 
-class NotTraced(UnsupportedError):
+class NotTracedError(UnsupportedError):
     """The service runs, but kernel tracing is off; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
@@ -84,7 +84,7 @@ def run(output: Path, say: Say, *, seconds: float = SECONDS) -> Outcome:
         seconds: how long the customers order.
 
     Raises:
-        NotTraced: this machine, or this user, cannot trace.
+        NotTracedError: this machine, or this user, cannot trace.
         CommandError: something else went wrong.
     """
     with ExitStack() as stack:
@@ -96,7 +96,7 @@ def run(output: Path, say: Say, *, seconds: float = SECONDS) -> Outcome:
         service = stack.enter_context(Child("service", f"{_MODULE}.service", arguments))
         ready = service.message(_START_S)
         if not ready["active"]:
-            raise NotTraced(ready["reason"])
+            raise NotTracedError(ready["reason"])
         say("service", f"Flask on waitress, process {service.pid}, with `ebpftrace.start()` in it")
         _order(service, ready["port"], say, seconds)
         service.end_input()
