@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Owner of the maps that all programs of a loader share (`processes`, `lines`),
- * and the answer to a question that a process in a pid namespace cannot answer
- * by itself: which process am I to the kernel?
+ * Owner of the maps that all programs of a loader share (`processes`,
+ * `publishers`, `lines`), and the answer to a question that a process in a pid
+ * namespace cannot answer by itself: which process am I to the kernel?
  */
 #include "ebpftrace.bpf.h"
 

@@ -29,6 +29,7 @@ static __always_inline void line_reset(struct ebt_line *line, const struct ebt_s
 {
 	__builtin_memset(line->times, 0, sizeof(line->times));
 	line->lost = 0;
+	line->last_off = 0;
 	line->off_since = 0;
 	line->woken_at = 0;
 	line->mask = 0;
@@ -67,30 +68,6 @@ static __always_inline void submit_switch(struct ebt_line *line, struct task_str
 	record->next_tid = next->pid;
 	bpf_probe_read_kernel(record->next_comm, sizeof(record->next_comm), next->comm);
 	ebt_submit(record);
-}
-
-static __always_inline void switch_out(struct ebt_thread *thread, struct task_struct *prev,
-				       struct task_struct *next, bool preempt, long state,
-				       __u64 now)
-{
-	struct ebt_line *line = ebt_thread_line(prev, thread);
-	struct syscall call;
-
-	if (!line)
-		return;
-	if (line->owner != line_owner(thread->slot))
-		line_reset(line, thread->slot, thread->slot->claimed_ns);
-	line->times[EBT_ON_CPU] += now - line->on_since;
-	line->off_since = now;
-	line->woken_at = 0;
-	line->waker_tid = 0;
-	__builtin_memset(line->waker_comm, 0, sizeof(line->waker_comm));
-	task_syscall(prev, &call);
-	line->syscall = call.nr;
-	line->cause = wait_cause(prev, state, &call);
-	line_save_context(line, thread->slot);
-	if (line->mask)
-		submit_switch(line, prev, next, preempt, state);
 }
 
 static __always_inline void submit_off_cpu(struct ebt_line *line, struct task_struct *task,
@@ -132,6 +109,22 @@ static __always_inline void account_wait(struct ebt_line *line, struct task_stru
 		submit_off_cpu(line, task, cause, start, end);
 }
 
+/* The thread's wait is over: it runs since `now`. */
+static __always_inline void resume(struct ebt_line *line, struct task_struct *task, __u64 now)
+{
+	if (line->woken_at) {
+		account_wait(line, task, line->cause, line->off_since, line->woken_at);
+		account_wait(line, task, EBT_RUN_QUEUE, line->woken_at, now);
+	} else {
+		account_wait(line, task, line->cause, line->off_since, now);
+	}
+	line->last_on = line->on_since;
+	line->last_off = line->off_since;
+	line->off_since = 0;
+	line->on_since = now;
+	line->switches++;
+}
+
 static __always_inline void switch_in(struct ebt_thread *thread, struct task_struct *next,
 				      __u64 now)
 {
@@ -139,19 +132,44 @@ static __always_inline void switch_in(struct ebt_thread *thread, struct task_str
 
 	if (!line)
 		return;
-	if (line->owner != line_owner(thread->slot)) {
+	if (line->owner != line_owner(thread->slot))
 		line_reset(line, thread->slot, now);
+	else if (
+		line->off_since) /* else its switch out was not reported: for all that is known it ran on */
+		resume(line, next, now);
+}
+
+static __always_inline void switch_out(struct ebt_thread *thread, struct task_struct *prev,
+				       struct task_struct *next, bool preempt, long state,
+				       __u64 now)
+{
+	struct ebt_line *line = ebt_thread_line(prev, thread);
+	struct syscall call;
+	__u64 exec_ns;
+
+	if (!line)
 		return;
+	exec_ns = prev->se.sum_exec_runtime;
+	if (line->owner != line_owner(thread->slot)) {
+		line_reset(line, thread->slot, thread->slot->claimed_ns);
+	} else if (line->off_since) {
+		/* Its switch in was not reported; the CPU time it used since then tells when that was. */
+		__u64 ran = exec_ns - line->exec_ns, gone = now - line->off_since;
+
+		resume(line, prev, now - (ran < gone ? ran : gone));
 	}
-	if (line->woken_at) {
-		account_wait(line, next, line->cause, line->off_since, line->woken_at);
-		account_wait(line, next, EBT_RUN_QUEUE, line->woken_at, now);
-	} else {
-		account_wait(line, next, line->cause, line->off_since, now);
-	}
-	line->off_since = 0;
-	line->on_since = now;
-	line->switches++;
+	line->times[EBT_ON_CPU] += now - line->on_since;
+	line->exec_ns = exec_ns;
+	line->off_since = now;
+	line->woken_at = 0;
+	line->waker_tid = 0;
+	__builtin_memset(line->waker_comm, 0, sizeof(line->waker_comm));
+	task_syscall(prev, &call);
+	line->syscall = call.nr;
+	line->cause = wait_cause(prev, state, &call);
+	line_save_context(line, thread->slot);
+	if (line->mask)
+		submit_switch(line, prev, next, preempt, state);
 }
 
 /* Fires on every context switch, with `prev` still current. */

@@ -85,6 +85,11 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
 
 def _check(name: str, value: Any) -> None:
     """Raise ValueError with what is right for this setting."""
+    if name in ("programs", "enable"):
+        from ebpftrace.programs import find  # the catalogue reads files: only for those who name programs
+
+        for program in value:
+            find(program)
     if name == "min_off_cpu_us" and value < 0:
         raise ValueError("it must be 0 or more microseconds")
     if name == "ring_kib" and not (MIN_RING_KIB <= value <= MAX_RING_KIB and value & (value - 1) == 0):

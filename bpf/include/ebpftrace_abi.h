@@ -17,6 +17,8 @@
 #define EBT_TABLE_PROBES 16
 /* Tid of a slot whose thread has ended: free to claim, not the end of a probe. */
 #define EBT_TID_GONE 0xffffffffU
+/* A power of two: 64-bit words of the map `publishers`. */
+#define EBT_PUBLISHER_WORDS 1024U
 
 /*
  * The trace context a thread runs now, written by the thread, one cache line.
@@ -63,10 +65,12 @@ struct ebt_line {
 	__u64 on_since; /* ns, CLOCK_MONOTONIC: last time it was switched in */
 	__u64 times[EBT_CAUSES]; /* ns */
 	__u64 lost; /* records lost while this thread's context was the parent */
-	__u64 reserved[3];
-	/* private to the programs from here on */
+	__u64 last_on; /* it ran from here... */
+	__u64 last_off; /* ...to here, then waited until on_since; 0 = not known */
+	__u64 exec_ns; /* the CPU time it had used in its life when it was switched out */
 	__u64 off_since; /* 0 while it runs */
 	__u64 woken_at; /* 0 until it is woken */
+	/* the programs' own from here on, but for `cause` */
 	__u8 trace_id[16]; /* its context when it was switched out... */
 	__u8 span_id[8];
 	__u32 mask; /* ...and the programs it had enabled; 0 = none */

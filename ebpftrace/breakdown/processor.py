@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 import sys
 from asyncio import _get_running_loop
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from ebpftrace.context import _publisher
@@ -24,9 +23,19 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import Span
 
+# What end() says; the kernel's own spans pass here too
+_NAMES = {
+    _publisher.KERNEL_SPAN: "",
+    _publisher.MEASURED: "measured",
+    _publisher.ANOTHER_THREAD: "another_thread",
+    _publisher.SHARED_THREAD: "shared_thread",
+    _publisher.NO_ROOM: "no_room",
+}
+
 logger = logging.getLogger("ebpftrace.breakdown")
 
-_SNAPSHOT = "_ebpftrace_snapshot"
+# Looked up once: these run for every span of the application
+_begin, _end = _publisher.begin, _publisher.end
 
 
 class BreakdownProcessor(SpanProcessor):
@@ -40,10 +49,7 @@ class BreakdownProcessor(SpanProcessor):
     def __init__(self) -> None:
         self._flush: Callable[[float], bool] = _nothing_to_flush
         self._measuring = False
-        self.measured = 0
-        self.another_thread = 0
-        self.shared_thread = 0
-        self.no_room = 0
+        self._verdicts = dict.fromkeys(_NAMES, 0)
         self.errors = 0
 
     def connect(self, flush: Callable[[float], bool], *, measure: bool) -> None:
@@ -66,38 +72,18 @@ class BreakdownProcessor(SpanProcessor):
         if not self._measuring:
             return
         try:
-            snapshot = _publisher.snapshot()
-            if snapshot is not None:
-                # on the attributes, which Span.end() hands on to what on_end() gets; and gone with them
-                setattr(span._attributes, _SNAPSHOT, snapshot)
+            _begin(span)
         except Exception:  # noqa: BLE001  (into the application nothing may be raised)
             self._failed()
 
     def on_end(self, span: ReadableSpan) -> None:
         """Put the difference on the span; never raises."""
+        if not self._measuring:
+            return
         try:
-            attributes = span._attributes
-            snapshot = getattr(attributes, _SNAPSHOT, None)
-            if snapshot is not None:
-                self._measure(attributes, snapshot)
+            self._verdicts[_end(span, _shared_thread)] += 1
         except Exception:  # noqa: BLE001
             self._failed()
-
-    def _measure(self, attributes: Any, snapshot: bytes) -> None:
-        delattr(attributes, _SNAPSHOT)
-        times: dict[str, Any] = {}
-        verdict = _publisher.elapsed(snapshot, times)
-        if verdict == _publisher.ANOTHER_THREAD:
-            self.another_thread += 1
-        elif verdict == _publisher.CONTEXT_MOVED and _shared_thread():
-            self.shared_thread += 1
-        elif not _has_room(attributes, len(times)):
-            self.no_room += 1
-        else:
-            # the span has ended and its attributes are closed to setters; this is the span's last writer
-            with attributes._lock:
-                attributes._dict.update(times)
-            self.measured += 1
 
     def _failed(self) -> None:
         self.errors += 1
@@ -114,20 +100,8 @@ class BreakdownProcessor(SpanProcessor):
 
     def stats(self) -> dict[str, int]:
         """Return how many spans were measured, and why others were not."""
-        return {
-            "measured": self.measured,
-            "another_thread": self.another_thread,
-            "shared_thread": self.shared_thread,
-            "no_room": self.no_room,
-            "errors": self.errors,
-        }
-
-
-def _has_room(attributes: Any, count: int) -> bool:
-    """The limits that the application set for its spans are for us too."""
-    if not isinstance(attributes, BoundedAttributes):
-        return False
-    return attributes.maxlen is None or len(attributes) + count <= attributes.maxlen
+        counts = {name: self._verdicts[verdict] for verdict, name in _NAMES.items() if name}
+        return {**counts, "errors": self.errors}
 
 
 def _nothing_to_flush(timeout_s: float) -> bool:  # noqa: ARG001  (stands in for a running library's)

@@ -8,6 +8,7 @@ Only what the readers of records need: fields with their offsets, sizes and kind
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from ebpftrace.errors import UnsupportedError
@@ -19,6 +20,8 @@ _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM = 1, 2, 3, 4, 5, 6
 _TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _FUNC_PROTO = 8, 9, 10, 11, 13
 _DATASEC, _FLOAT, _TYPE_TAG, _ENUM64 = 15, 16, 18, 19
 _SIGNED, _CHAR, _BOOL = 1, 2, 4
+
+_VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Btf:
             take_log()
             raise UnsupportedError(
                 "kernel BTF",
-                "/sys/kernel/btf/vmlinux cannot be read",
+                f"{_VMLINUX} {_vmlinux_problem()}",
                 "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (all current distributions' are)",
             )
         return cls(ffi.gc(pointer, lib.btf__free))
@@ -190,3 +193,12 @@ class Btf:
 
 def _kind(info: Any) -> int:
     return int(info.info >> 24) & 0x1F
+
+
+def _vmlinux_problem() -> str:
+    """Why libbpf found no BTF: it says ESRCH whatever it was."""
+    try:
+        with _VMLINUX.open("rb"):
+            return "is there, but libbpf cannot read it"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"

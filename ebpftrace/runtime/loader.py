@@ -27,7 +27,8 @@ logger = logging.getLogger("ebpftrace.runtime")
 DROP_REASONS = ("ring_full", "map_full", "no_slot")
 """Order of `enum ebt_drop` in bpf/include/ebpftrace_abi.h."""
 
-_SHARED_MAPS = ("processes", "lines")
+_TABLES = ("processes", "lines")
+_SHARED_MAPS = (*_TABLES, "publishers")
 _ROOT_NAME_BYTES = 64
 # A record must reach its span within 100 ms even when the ring is far from full; see runtime.reader
 _WAKEUP_SHARE = 4
@@ -80,7 +81,7 @@ class KernelSide:
                 self._core.skip_map(unused)
             self._core.load()
             self.tgid = self._identify()
-            self.slots, self.lines = self._make_table()
+            self._make_table()
             self._load_all(settings)
         except BaseException:
             self.close()
@@ -94,16 +95,17 @@ class KernelSide:
             logger.debug("the kernel cannot run a program once (%s); taking getpid()", error)
             return os.getpid()
 
-    def _make_table(self) -> tuple[Map, Map]:
-        entries = lib.EBT_TABLE_SLOTS
-        tables = []
-        for name, value in (("slots", "struct ebt_slot"), ("thread_lines", "struct ebt_line")):
-            size = ffi.sizeof(value)
-            tables.append(Map.create_array(name, value_size=size, max_entries=entries, mmapable=True))
+    def _make_table(self) -> None:
+        # each is ours, to be closed, from the moment it is there
+        self.slots = _table("slots", "struct ebt_slot")
+        self.lines = _table("thread_lines", "struct ebt_line")
         key = struct.pack("=I", self.tgid)
-        for shared, table in zip(_SHARED_MAPS, tables, strict=True):
+        for shared, table in zip(_TABLES, (self.slots, self.lines), strict=True):
             self._core.map(shared).update(key, struct.pack("=I", table.fd))
-        return tables[0], tables[1]
+        word, bit = divmod(self.tgid, 64)
+        self._core.map("publishers").update(
+            struct.pack("=I", word % lib.EBT_PUBLISHER_WORDS), struct.pack("=Q", 1 << bit)
+        )
 
     def _load_all(self, settings: Settings) -> None:
         knobs = {
@@ -174,3 +176,8 @@ class KernelSide:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _table(name: str, value: str) -> Map:
+    """One map of a context table."""
+    return Map.create_array(name, value_size=ffi.sizeof(value), max_entries=lib.EBT_TABLE_SLOTS, mmapable=True)

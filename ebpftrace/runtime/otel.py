@@ -21,6 +21,7 @@ from ebpftrace.breakdown import BreakdownProcessor
 from ebpftrace.errors import EbpftraceError
 from ebpftrace.spans.otlp_json import FileSpanExporter
 from ebpftrace.spans.sdk import SdkSink
+from ebpftrace.spans.sink import NullSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,6 +64,8 @@ class ProviderBinding:
         self._own: Sink | None = None  # for spans of which no provider is known
         self._active = True
         self._unhook = _hook_get_tracer(self.bind)
+        for known in list(_bound):  # after a fork, or stop() and start(), the application asks for no new tracers
+            self.bind(known)
         provider = trace._TRACER_PROVIDER  # not get_tracer_provider(): that may make one
         if isinstance(provider, TracerProvider):
             self.bind(provider)
@@ -101,6 +104,9 @@ class ProviderBinding:
             sink = self._sinks.get(provider) if isinstance(provider, TracerProvider) else None
             if sink is not None:
                 return sink
+        if self._own is None and self._last is not None and not self._output:
+            # an exporter that the application never asked for would try to reach some backend at its exit
+            self._own = NullSink("the application's TracerProvider is gone")
         if self._own is None:
             from ebpftrace.spans.export import autoexport_sink
 

@@ -39,8 +39,6 @@ class Reader:
         self._emit = emit
         self._clock = Clock()
         self._rings = RingReader()
-        for ring, program in enumerate(self._programs):
-            self._rings.add(program.events, ring)
         self._stop = False
         self._condition = threading.Condition()
         self._asked = 0
@@ -48,7 +46,13 @@ class Reader:
         self.batches = 0
         self.errors = 0
         self._thread = threading.Thread(target=self._run, name="ebpftrace-reader", daemon=True)
-        self._thread.start()
+        try:
+            for ring, program in enumerate(self._programs):
+                self._rings.add(program.events, ring)
+            self._thread.start()
+        except BaseException:
+            self._rings.close()
+            raise
 
     def _run(self) -> None:
         # what the exporter does in this thread is not the application's doing: no spans about it

@@ -185,7 +185,6 @@ def start(**given: Any) -> Session:
     """Start the library in this process; see `ebpftrace.start`."""
     global _session, _fork_handler_installed  # noqa: PLW0603
     settings = resolve(given)
-    _check_programs(settings)
     settings = replace(settings, programs=tuple(sorted(set(settings.programs) | set(settings.enable))))
     with _lock:
         if _session is not None and _session._forked:
@@ -205,13 +204,6 @@ def start(**given: Any) -> Session:
         atexit.unregister(stop)
         atexit.register(stop)
         return session
-
-
-def _check_programs(settings: Settings) -> None:
-    from ebpftrace.programs import find
-
-    for name in (*settings.programs, *settings.enable):
-        find(name)
 
 
 def stop() -> None:

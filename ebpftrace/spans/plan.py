@@ -7,6 +7,8 @@ object that submits it, so that the C struct is the only place where a layout is
 
 from __future__ import annotations
 
+import functools
+import operator
 import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +34,9 @@ _CODES |= {("signed", 1): "b", ("signed", 2): "h", ("signed", 4): "i", ("signed"
 _CODES |= {("bool", 1): "?", ("float", 4): "f", ("float", 8): "d"}
 # struct ebt_span, which every record begins with
 _HEAD = ("span.hdr.ts_ns", "span.trace_id", "span.parent_span_id", "span.span_id", "span.duration_ns")
+_REMEMBERED = 256  # decoded values of one field
+
+_number = int.from_bytes
 
 Step = tuple[int, str, int | None, Callable[[Any], Any] | None]
 
@@ -63,14 +68,15 @@ class RecordPlan:
         self._attributes: list[Step] = []
         self._span_name: Step | None = None
         self._error: Step | None = None
-        wanted = list(_HEAD)
         for label in config.labels:
             if label.name not in fields:
                 known = ", ".join(name for name in fields if "." not in name)
                 raise ConfigError(f"{where}: struct {config.struct} has no field {label.name!r}; it has {known}")
-            if label.name not in wanted:
-                wanted.append(label.name)
+        # in the order of memory, so that one unpack gives all values without sorting them again
+        wanted = sorted({*_HEAD, *(label.name for label in config.labels)}, key=lambda name: fields[name].offset)
+        for label in config.labels:
             self._add(label, wanted.index(label.name), fields[label.name])
+        self._head = operator.itemgetter(*map(wanted.index, _HEAD))
         self._unpack = _unpacker([fields[name] for name in wanted], where)
 
     def _add(self, label: LabelConfig, index: int, field: Field) -> None:
@@ -85,7 +91,8 @@ class RecordPlan:
     def build(self, data: memoryview, offset: int, to_epoch: Callable[[int], int]) -> KernelSpan:
         """Return the span of the record at `offset`."""
         values = self._unpack(data, offset)
-        start_ns = to_epoch(values[0])
+        ts_ns, trace_id, parent_span_id, span_id, duration_ns = self._head(values)
+        start_ns = to_epoch(ts_ns)
         attributes: dict[str, Any] = self._base.copy()
         for index, key, omit, convert in self._attributes:
             value = values[index]
@@ -97,22 +104,20 @@ class RecordPlan:
                     continue
             attributes[key] = value
         return KernelSpan(
-            int.from_bytes(values[1], "big"),
-            int.from_bytes(values[3], "big"),
-            int.from_bytes(values[2], "big"),
-            _step(self._span_name, values) or self._name,
+            _number(trace_id, "big"),
+            _number(span_id, "big"),
+            _number(parent_span_id, "big"),
+            (self._span_name and _step(self._span_name, values)) or self._name,
             start_ns,
-            start_ns + values[4],
+            start_ns + duration_ns,
             attributes,
             self._program,
-            _step(self._error, values),
+            self._error and _step(self._error, values),
         )
 
 
-def _step(step: Step | None, values: Sequence[Any]) -> Any:
+def _step(step: Step, values: Sequence[Any]) -> Any:
     """The value of a label with a role, or None."""
-    if step is None:
-        return None
     index, _, omit, convert = step
     value = values[index]
     if value == omit:
@@ -123,39 +128,29 @@ def _step(step: Step | None, values: Sequence[Any]) -> Any:
 def _converter(label: LabelConfig, field: Field) -> Callable[[Any], Any] | None:
     decoders = [make_decoder(decoder) for decoder in label.decoders]
     if not decoders:
-        return string if field.kind == "char" else None
-    if len(decoders) == 1:
-        return decoders[0]
+        if field.kind != "char":
+            return None
+        decoders = [string]
 
     def chain(value: Any) -> Any:
         for decode in decoders:
             value = decode(value)
         return value
 
-    return chain
+    # A decoder is a function of its value alone, and a field has few different ones: names, states, system calls
+    return functools.lru_cache(_REMEMBERED)(decoders[0] if len(decoders) == 1 else chain)
 
 
 def _unpacker(fields: Sequence[Field], where: str) -> Callable[[memoryview, int], tuple[Any, ...]]:
-    """One unpack for all fields, in the order given, whatever their order in memory."""
-    order = sorted(range(len(fields)), key=lambda i: fields[i].offset)
+    """One unpack for all fields, which are in the order of memory."""
     layout, position = _BYTE_ORDER, 0
-    for i in order:
-        field = fields[i]
+    for field in fields:
         code = f"{field.size}s" if field.count else _CODES.get((field.kind, field.size))
         if code is None:
             raise ConfigError(f"{where}: no attribute can be made of field {field.name!r}, a {field.kind}")
         layout += f"{field.offset - position}x{code}"
         position = field.offset + field.size
-    unpack = struct.Struct(layout).unpack_from
-    place = [order.index(i) for i in range(len(fields))]
-    if place == list(range(len(fields))):
-        return unpack
-
-    def reordered(data: memoryview, offset: int) -> tuple[Any, ...]:
-        found = unpack(data, offset)
-        return tuple(found[i] for i in place)
-
-    return reordered
+    return struct.Struct(layout).unpack_from
 
 
 class ProgramPlan:
