@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+
+import pytest
+
+from ebpftrace.errors import ConfigError
+from ebpftrace.settings import _PARSERS, Settings, resolve, variable
+
+
+def test_defaults():
+    """Nothing given and nothing in the environment: the defaults."""
+    assert Settings() == resolve({}, {})
+
+
+def test_precedence():
+    """A given value wins over the environment, the environment over the default."""
+    environment = {"EBPFTRACE_RING_KIB": "64", "EBPFTRACE_SERVICE_NAME": "from the environment"}
+    settings = resolve({"ring_kib": 128}, environment)
+
+    assert (128, "from the environment") == (settings.ring_kib, settings.service_name)
+    assert Settings().min_off_cpu_us == settings.min_off_cpu_us
+
+
+def test_process_environment(monkeypatch):
+    """The environment is the process's."""
+    monkeypatch.setenv("EBPFTRACE_RING_KIB", "64")
+
+    assert 64 == resolve({}).ring_kib
+
+
+def test_every_setting_has_a_variable():
+    """Every setting can be given in the environment."""
+    assert {field.name for field in fields(Settings)} == set(_PARSERS)
+    assert "EBPFTRACE_MIN_OFF_CPU_US" == variable("min_off_cpu_us")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("programs", "sched", ("sched",)),
+        ("programs", " sched, exec ,", ("sched", "exec")),
+        ("enable", "", ()),
+        ("exec_roots", "/bin/sh,bash", ("/bin/sh", "bash")),
+        ("breakdown", "false", False),
+        ("breakdown", "NO", False),
+        ("breakdown", "", False),
+        ("disabled", "1", True),
+        ("disabled", " On ", True),
+        ("min_off_cpu_us", "0", 0),
+        ("ring_kib", "4", 4),
+        ("service_name", "my kernel", "my kernel"),
+    ],
+)
+def test_parsing(name, text, value):
+    """Each variable is read as its setting's kind of value."""
+    assert value == getattr(resolve({}, {variable(name): text}), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ring_kib", "3"),
+        ("ring_kib", "2"),
+        ("ring_kib", "2097152"),
+        ("ring_kib", "x"),
+        ("min_off_cpu_us", "-1"),
+        ("min_off_cpu_us", "1.5"),
+        ("breakdown", "maybe"),
+        ("service_name", ""),
+        ("programs", "nothing"),
+        ("enable", "sched,nothing"),
+        ("exec_roots", "x" * 64),
+    ],
+)
+def test_wrong_environment(caplog, name, text):
+    """A wrong value in the environment is one warning that names the variable, and the default."""
+    with caplog.at_level(logging.WARNING, "ebpftrace"):
+        settings = resolve({}, {variable(name): text})
+
+    assert Settings() == settings
+    [record] = caplog.records
+    assert f"{variable(name)}='{text}' is ignored: " in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ring_kib", 3),
+        ("ring_kib", "64"),
+        ("min_off_cpu_us", -1),
+        ("service_name", ""),
+        ("programs", ("nothing",)),
+        ("enable", ("sched", "nothing")),
+        ("exec_roots", ("x" * 64,)),
+    ],
+)
+def test_wrong_value(name, value):
+    """A wrong value in a call is a ConfigError that names the setting and what it was."""
+    with pytest.raises(ConfigError, match=name) as caught:
+        resolve({name: value}, {})
+    assert repr(value) in str(caught.value)
+
+
+def test_unknown_setting():
+    """A setting that does not exist is a ConfigError that has those that do."""
+    with pytest.raises(ConfigError, match=r"no setting 'speed'.*min_off_cpu_us"):
+        resolve({"speed": 1}, {})
