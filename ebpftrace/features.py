@@ -96,11 +96,19 @@ def _privileges() -> Feature:
 
 def effective_capabilities() -> set[str]:
     """Return those of CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN that this process holds."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in _lines("/proc/self/status"):
         if line.startswith("CapEff:"):
             mask = int(line.split()[1], 16)
             return {name for name, bit in _CAPABILITIES.items() if mask >> bit & 1}
     return set()
+
+
+def _lines(path: str) -> list[str]:
+    """A file's lines; none where /proc is not mounted."""
+    try:
+        return Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _lockdown() -> Feature:
@@ -237,7 +245,7 @@ def _cgroups() -> Feature:
 
 
 def _mount(path: str, kind: str, name: str, use: str) -> Feature:
-    mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    mounts = (line.split() for line in _lines("/proc/mounts"))
     there = any(fields[1] == path and fields[2] == kind for fields in mounts)
     return Feature(name, there, path if there else "not mounted", use=use)
 

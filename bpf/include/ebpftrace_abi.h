@@ -86,8 +86,7 @@ struct ebt_line {
 enum ebt_drop {
 	EBT_DROP_RING_FULL = 0, /* the reader did not keep up */
 	EBT_DROP_MAP_FULL = 1, /* a state map had no room */
-	EBT_DROP_NO_SLOT = 2, /* a thread found no free slot (counted in user space) */
-	EBT_DROPS = 3,
+	EBT_DROPS = 2,
 };
 
 /* The head of every record. */

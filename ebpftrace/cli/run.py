@@ -96,13 +96,14 @@ def _prepare_output(name: str | None, environment: dict[str, str]) -> Path | Non
 
 def _run(argv: list[str], environment: dict[str, str]) -> int:
     try:
-        process = subprocess.Popen(argv, env=environment)  # noqa: S603  (what the user asked for)
+        process = subprocess.Popen(argv, env=environment, close_fds=False)  # noqa: S603  (what the user asked for)
     except OSError as error:
         raise CommandError(f"cannot run {argv[0]!r}: {error.strerror}", exit_code=126) from error
 
     def forward(number: int, _frame: FrameType | None) -> None:
         # a terminal sends its own to the whole group already
-        if process.poll() is None and not (number in (signal.SIGINT, signal.SIGQUIT) and sys.stdin.isatty()):
+        from_terminal = number in (signal.SIGINT, signal.SIGQUIT) and sys.stdin is not None and sys.stdin.isatty()
+        if process.poll() is None and not from_terminal:
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}

@@ -141,7 +141,9 @@ static void publish(PyObject *context)
 	atomic_signal_fence(memory_order_seq_cst);
 	span = span_context(context);
 	if (span) {
-		if (PyTuple_GET_ITEM(span, 5) == Py_True)
+		/* A span of another kind ran Python for that, and meanwhile the table may have gone, or changed. */
+		slot = table.slots ? slot_mine() : NULL;
+		if (slot && PyTuple_GET_ITEM(span, 5) == Py_True)
 			slot_store(slot, context, span);
 		Py_DECREF(span);
 	}

@@ -72,13 +72,13 @@ class enable:  # noqa: N801  (used like a function)
         ConfigError: there is no program of that name.
     """
 
-    __slots__ = ("_children", "_programs", "_token")
+    __slots__ = ("_children", "_programs", "_tokens")
 
     def __init__(self, *programs: str, children: bool = False) -> None:
         check_names(programs)
         self._programs = programs
         self._children = children
-        self._token: Any = None
+        self._tokens: list[Any] = []  # one may be entered again inside itself
 
     def __enter__(self) -> Self:
         mask = program_mask(self._programs)
@@ -90,13 +90,15 @@ class enable:  # noqa: N801  (used like a function)
             if self._children:
                 below |= mask
             own = mask | (own if own_id == span_id else 0)
-            self._token = otel.attach(otel.set_value(MASK_KEY, (below, own, span_id), current))
+            self._tokens.append(otel.attach(otel.set_value(MASK_KEY, (below, own, span_id), current)))
+        else:
+            self._tokens.append(None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        token, self._token = self._token, None
+        token = self._tokens.pop()
         if token is not None:
             otel.detach(token)
 

@@ -10,9 +10,8 @@ import struct
 from typing import TYPE_CHECKING, Self
 
 from ebpftrace.errors import BpfError, EbpftraceError
-from ebpftrace.kernel._native import ffi, lib
+from ebpftrace.kernel._native import lib
 from ebpftrace.kernel.btf import Btf
-from ebpftrace.kernel.maps import Map
 from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs import CORE, ShippedProgram
 from ebpftrace.spans.plan import ProgramPlan
@@ -24,11 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ebpftrace.runtime")
 
-DROP_REASONS = ("ring_full", "map_full", "no_slot")
+DROP_REASONS = ("ring_full", "map_full")
 """Order of `enum ebt_drop` in bpf/include/ebpftrace_abi.h."""
 
 _TABLES = ("processes", "lines")
 _SHARED_MAPS = (*_TABLES, "publishers")
+_TEMPLATES = ("slots", "thread_lines")
 _ROOT_NAME_BYTES = 64
 # A record must reach its span within 100 ms even when the ring is far from full; see runtime.reader
 _WAKEUP_SHARE = 4
@@ -96,9 +96,8 @@ class KernelSide:
             return os.getpid()
 
     def _make_table(self) -> None:
-        # each is ours, to be closed, from the moment it is there
-        self.slots = _table("slots", "struct ebt_slot")
-        self.lines = _table("thread_lines", "struct ebt_line")
+        # the core object's own arrays: inner maps must be like their template to the last detail of their BTF
+        self.slots, self.lines = (self._core.map(name) for name in _TEMPLATES)
         key = struct.pack("=I", self.tgid)
         for shared, table in zip(_TABLES, (self.slots, self.lines), strict=True):
             self._core.map(shared).update(key, struct.pack("=I", table.fd))
@@ -136,6 +135,8 @@ class KernelSide:
             obj.set_ring_bytes("events", ring_bytes)
             for name in _SHARED_MAPS:
                 obj.share_map(name, self._core.map(name))
+            for name in _TEMPLATES:
+                obj.skip_map(name)
             obj.load()
             if "roots" in obj.map_names():
                 roots = obj.map("roots")
@@ -154,30 +155,18 @@ class KernelSide:
     def _objects(self) -> list[BpfObject]:
         return [*(program.object for program in self.programs), self._core]
 
-    def _close_table(self) -> None:
-        for table in (getattr(self, "slots", None), getattr(self, "lines", None)):
-            if table is not None:
-                table.close()
-
     def close(self) -> None:
         """Detach and unload everything; idempotent."""
         for obj in self._objects():
             obj.close()
-        self._close_table()
 
     def forget(self) -> None:
         """In the child of a fork: let go of all file descriptors; the parent's programs run on."""
         for obj in self._objects():
             obj.forget()
-        self._close_table()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _table(name: str, value: str) -> Map:
-    """One map of a context table."""
-    return Map.create_array(name, value_size=ffi.sizeof(value), max_entries=lib.EBT_TABLE_SLOTS, mmapable=True)

@@ -43,6 +43,7 @@ class Reader:
         self._condition = threading.Condition()
         self._asked = 0
         self._answered = 0
+        self._ended = False
         self.batches = 0
         self.errors = 0
         self._thread = threading.Thread(target=self._run, name="ebpftrace-reader", daemon=True)
@@ -55,6 +56,14 @@ class Reader:
             raise
 
     def _run(self) -> None:
+        try:
+            self._drain()
+        finally:
+            with self._condition:  # who asked too late must not wait for an answer
+                self._ended = True
+                self._condition.notify_all()
+
+    def _drain(self) -> None:
         # what the exporter does in this thread is not the application's doing: no spans about it
         otel.attach(otel.set_value(otel._SUPPRESS_INSTRUMENTATION_KEY, True))
         next_refresh = time.monotonic()
@@ -107,15 +116,15 @@ class Reader:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until every record submitted before this call has been emitted; False when time ran out."""
-        if not self._thread.is_alive():
-            return True
         if threading.current_thread() is self._thread:  # an exporter that flushes in on_end()
             return False
         with self._condition:
+            if self._ended:
+                return True
             self._asked += 1
             mine = self._asked
-            self._rings.wake()
-            return self._condition.wait_for(lambda: self._answered >= mine, timeout_s)
+            self._rings.wake()  # with the lock held: the thread cannot end now, nor close() free the rings
+            return self._condition.wait_for(lambda: self._ended or self._answered >= mine, timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Empty the rings and end the thread; idempotent. False when it did not end in time."""

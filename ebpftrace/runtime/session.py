@@ -228,7 +228,8 @@ def _after_fork_in_child() -> None:
     session = _session
     if session is None:
         return
-    was_active = session.active
+    # a child that forks before its own restart is done has nothing running, but its child is to be traced too
+    was_active = session.active or session._forked
     try:
         session._forget()
     except Exception:  # a fork must not fail because of us
