@@ -184,6 +184,8 @@ int sched_switch(__u64 *ctx)
 	if (ebt_thread_find(prev, &thread)) {
 		long state = has_prev_state ? (unsigned int)ctx[3] : task_state(prev);
 
+		if (ctx[0]) /* preempted: whatever state it was about to sleep in, it runs on */
+			state = TASK_RUNNING;
 		now = bpf_ktime_get_ns();
 		switch_out(&thread, prev, next, ctx[0], state, now);
 	}

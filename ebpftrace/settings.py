@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ebpftrace.settings")
 
+MAX_OFF_CPU_US = 3_600_000_000
 MIN_RING_KIB = 4
 MAX_RING_KIB = 1 << 20
 
@@ -90,8 +91,10 @@ def _check(name: str, value: Any) -> None:
 
         for program in value:
             find(program)
-    if name == "min_off_cpu_us" and value < 0:
-        raise ValueError("it must be 0 or more microseconds")
+    if name == "programs" and not value:
+        raise ValueError("name at least one program, or set `disabled`")
+    if name == "min_off_cpu_us" and not 0 <= value <= MAX_OFF_CPU_US:
+        raise ValueError(f"it must be from 0 to {MAX_OFF_CPU_US} microseconds")
     if name == "ring_kib" and not (MIN_RING_KIB <= value <= MAX_RING_KIB and value & (value - 1) == 0):
         raise ValueError(f"it must be a power of two from {MIN_RING_KIB} to {MAX_RING_KIB}")
     if name == "service_name" and not value:

@@ -34,6 +34,8 @@ _NAMES = {
 
 logger = logging.getLogger("ebpftrace.breakdown")
 
+_FLUSH_S = 2.0  # the reader looks every 50 ms; more than this is an exporter that hangs
+
 # Looked up once: these run for every span of the application
 _begin, _end = _publisher.begin, _publisher.end
 
@@ -91,8 +93,12 @@ class BreakdownProcessor(SpanProcessor):
             logger.warning("a span got no kernel time breakdown; later failures are only counted", exc_info=True)  # noqa: LOG014
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Bring in the kernel's spans, so that the processors behind this one flush them too."""
-        return self._flush(timeout_millis / 1000)
+        """Bring in the kernel's spans, so that the processors behind this one flush them too.
+
+        Takes a part of the time only and is never the one that failed: the SDK would not flush the others then.
+        """
+        self._flush(min(timeout_millis / 4000, _FLUSH_S))
+        return True
 
     def shutdown(self) -> None:
         """Bring in the kernel's spans while there is still somebody to export them."""

@@ -70,8 +70,6 @@ size_t ebt_log_take(char *text, size_t size)
 
 /* --- the reader ---------------------------------------------------------- */
 
-/* A batch is handed over at this size, though more may wait in the rings. */
-#define BATCH_BYTES (256 * 1024)
 #define MAX_RINGS 64
 
 struct ring {
@@ -111,7 +109,7 @@ static int keep_record(void *context, void *data, size_t size)
 	reader->used += sizeof(head) + padded;
 	reader->records++;
 	/* libbpf has moved on past this record already; an error only ends the round */
-	return reader->used >= BATCH_BYTES ? -ENOBUFS : 0;
+	return reader->used >= EBT_BATCH_BYTES ? -ENOBUFS : 0;
 }
 
 struct ebt_reader *ebt_reader_new(void)
@@ -121,7 +119,7 @@ struct ebt_reader *ebt_reader_new(void)
 	if (!reader)
 		return NULL;
 	reader->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	reader->capacity = 2 * BATCH_BYTES;
+	reader->capacity = 2 * EBT_BATCH_BYTES;
 	reader->data = malloc(reader->capacity);
 	if (reader->wake_fd < 0 || !reader->data) {
 		ebt_reader_free(reader);

@@ -19,6 +19,9 @@ size_t ebt_log_take(char *text, size_t size);
  */
 struct ebt_reader;
 
+/* A batch is handed over at this size, though more may wait in the rings. */
+#define EBT_BATCH_BYTES (256 * 1024)
+
 struct ebt_batch {
 	const void *data;
 	size_t size;

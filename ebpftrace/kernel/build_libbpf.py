@@ -100,6 +100,7 @@ struct ebt_batch {
     size_t size;
     unsigned long long records;
 };
+#define EBT_BATCH_BYTES ...
 struct ebt_reader *ebt_reader_new(void);
 int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int ring);
 int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms, struct ebt_batch *batch);

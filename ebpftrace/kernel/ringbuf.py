@@ -30,6 +30,11 @@ class Batch:
         self.data = data
         self.records = records
 
+    @property
+    def last(self) -> bool:
+        """Were the rings empty behind these records, for a moment at least?"""
+        return len(self.data) < int(lib.EBT_BATCH_BYTES)
+
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """Yield (ring, offset, size) of each record in `data`."""
         heads = self.data.cast("I")

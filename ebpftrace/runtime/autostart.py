@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import weakref
 from importlib.abc import Loader, MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+
+    from opentelemetry import trace
 
 logger = logging.getLogger("ebpftrace.runtime")
 
@@ -61,36 +65,71 @@ def _start() -> None:
 
 
 def _configure_sdk_when_missing() -> None:
-    """Have the first span of a program that set no provider set one up, from the OTEL_* variables.
-
-    The application's own provider still wins when it comes later: ours is then replaced, where OpenTelemetry would
-    refuse a second one.
-    """
+    """Have the first span of a program that set no provider set one up, from the OTEL_* variables."""
     from opentelemetry import trace
 
-    original = trace.ProxyTracer._tracer.fget  # type: ignore[attr-defined]
-    set_provider = trace._set_tracer_provider
-    ours: list[Any] = []
+    stand_in = _StandIn(trace.ProxyTracer._tracer.fget, trace._set_tracer_provider)  # type: ignore[attr-defined]
+    trace.ProxyTracer._tracer = property(stand_in.tracer)  # type: ignore[assignment,method-assign]
+    trace._set_tracer_provider = stand_in.set_tracer_provider  # type: ignore[assignment]
 
-    def tracer(self: trace.ProxyTracer) -> trace.Tracer:
-        if trace._TRACER_PROVIDER is None and not ours:
-            ours.append(None)  # setting up may itself make spans
-            ours[0] = _make_provider()
-        found: trace.Tracer = original(self)
-        return found
 
-    def set_tracer_provider(provider: Any, log: bool) -> None:  # noqa: FBT001  (OpenTelemetry's)
-        if ours and ours[0] is not None and trace._TRACER_PROVIDER is ours[0] and provider is not ours[0]:
-            trace._TRACER_PROVIDER_SET_ONCE._done = False
-            replaced: Any = ours[0]
-            ours[0] = None
-            set_provider(provider, log)
-            replaced.shutdown()
+class _StandIn:
+    """The provider of a program that set none, until it sets one after all.
+
+    OpenTelemetry takes one provider, the first. So that ours is never in the way of the application's, which may come
+    after some library made a span, it is replaced then, and what still holds on to it is led to the new one.
+    """
+
+    def __init__(
+        self, tracer_of: Callable[[trace.ProxyTracer], trace.Tracer], set_provider: Callable[[Any, bool], None]
+    ) -> None:
+        self._tracer_of = tracer_of
+        self._set_provider = set_provider
+        self._provider: Any = None
+        self._asked = False
+        self._proxies: weakref.WeakSet[trace.ProxyTracer] = weakref.WeakSet()
+
+    def tracer(self, proxy: trace.ProxyTracer) -> trace.Tracer:
+        """`ProxyTracer._tracer`: the real tracer behind a proxy."""
+        from opentelemetry import trace
+
+        if trace._TRACER_PROVIDER is None and not self._asked:
+            self._asked = True  # setting up may itself make spans
+            self._provider = _make_provider()
+        if self._provider is not None:
+            self._proxies.add(proxy)
+        return self._tracer_of(proxy)
+
+    def set_tracer_provider(self, provider: Any, log: bool) -> None:  # noqa: FBT001  (OpenTelemetry's signature)
+        """`trace._set_tracer_provider`."""
+        from opentelemetry import trace
+
+        ours = self._provider
+        if ours is None or trace._TRACER_PROVIDER is not ours or provider is ours:
+            self._set_provider(provider, log)
             return
-        set_provider(provider, log)
+        self._provider = None
+        trace._TRACER_PROVIDER_SET_ONCE._done = False
+        self._set_provider(provider, log)
+        for proxy in list(self._proxies):
+            proxy._real_tracer = None
+        _lead_on(ours, provider)
 
-    trace.ProxyTracer._tracer = property(tracer)  # type: ignore[assignment,method-assign]
-    trace._set_tracer_provider = set_tracer_provider  # type: ignore[assignment]
+
+def _lead_on(old: Any, new: Any) -> None:
+    """Spans of tracers that hold on to `old` go to the processors of `new`; those of `old` end."""
+    processor = getattr(new, "_active_span_processor", None)
+    active = getattr(old, "_active_span_processor", None)
+    processors = getattr(active, "_span_processors", ())
+    if processor is not None and active is not None:
+        active._span_processors = (processor,)
+    # in the background: an exporter whose backend is down takes its time, and this is the application's own call
+    threading.Thread(target=_shut_down, args=(processors,), name="ebpftrace-stand-in", daemon=True).start()
+
+
+def _shut_down(processors: Sequence[Any]) -> None:
+    for each in processors:
+        each.shutdown()
 
 
 def _make_provider() -> Any:
@@ -116,14 +155,20 @@ class _AfterImport(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self._name:
             return None
-        sys.meta_path.remove(self)
         for finder in sys.meta_path:
+            if finder is self:
+                continue
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _LoaderThen(spec.loader, self._action)
+                    spec.loader = _LoaderThen(spec.loader, self._imported)
                 return spec
         return None
+
+    def _imported(self) -> None:
+        if self in sys.meta_path:  # a mere look-up, importlib.util.find_spec(), has not come this far
+            sys.meta_path.remove(self)
+            self._action()
 
 
 class _LoaderThen(Loader):

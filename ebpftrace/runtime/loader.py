@@ -30,6 +30,7 @@ _TABLES = ("processes", "lines")
 _SHARED_MAPS = (*_TABLES, "publishers")
 _TEMPLATES = ("slots", "thread_lines")
 _ROOT_NAME_BYTES = 64
+_COMM_BYTES = 15
 # A record must reach its span within 100 ms even when the ring is far from full; see runtime.reader
 _WAKEUP_SHARE = 4
 
@@ -62,20 +63,24 @@ class LoadedProgram:
 
 
 class KernelSide:
-    """All programs of this process, loaded and attached; and its context table.
+    """All programs of this process, loaded and attached; and its context table."""
 
-    Args:
-        settings: which programs, and their knobs.
-
-    Raises:
-        EbpftraceError: the kernel refuses what no program can do without. A single program that cannot be loaded
-            is left out, with one log line.
-    """
-
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self) -> None:
         self.programs: list[LoadedProgram] = []
         self.failed: dict[str, EbpftraceError] = {}
+        self._loading: BpfObject | None = None
         self._core = BpfObject(CORE, ShippedProgram(CORE).object_bytes())
+
+    def load(self, settings: Settings) -> None:
+        """Load and attach.
+
+        Args:
+            settings: which programs, and their knobs.
+
+        Raises:
+            EbpftraceError: the kernel refuses what no program can do without. A single program that cannot be loaded
+                is left out, with one log line.
+        """
         try:
             for unused in ("events", "drops"):
                 self._core.skip_map(unused)
@@ -122,7 +127,7 @@ class KernelSide:
                 logger.warning("the program %r is left out: %s", name, error)
 
     def _load(self, program: ShippedProgram, bit: int, knobs: Mapping[str, int], settings: Settings) -> None:
-        obj = BpfObject(program.name, program.object_bytes())
+        self._loading = obj = BpfObject(program.name, program.object_bytes())
         try:
             plan = ProgramPlan(program.name, program.config(), obj.btf)
             ring_bytes = settings.ring_kib * 1024
@@ -141,19 +146,24 @@ class KernelSide:
             if "roots" in obj.map_names():
                 roots = obj.map("roots")
                 for root in settings.exec_roots:
-                    roots.update(root.encode().ljust(_ROOT_NAME_BYTES, b"\0"), b"\1")
+                    # without a path it is compared with task->comm, which has room for 15 bytes
+                    key = root.encode() if "/" in root else root.encode()[:_COMM_BYTES]
+                    roots.update(key.ljust(_ROOT_NAME_BYTES, b"\0"), b"\1")
             obj.attach()
+            self.programs.append(LoadedProgram(program.name, obj, plan, bit))
         except BaseException:
             obj.close()
             raise
-        self.programs.append(LoadedProgram(program.name, obj, plan, bit))
+        finally:
+            self._loading = None
 
     def bits(self) -> dict[str, int]:
         """Return each loaded program's bit in a context's mask."""
         return {program.name: program.bit for program in self.programs}
 
     def _objects(self) -> list[BpfObject]:
-        return [*(program.object for program in self.programs), self._core]
+        loading = [self._loading] if self._loading is not None else []
+        return [*(program.object for program in self.programs), *loading, self._core]
 
     def close(self) -> None:
         """Detach and unload everything; idempotent."""

@@ -14,7 +14,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from ebpftrace.breakdown import BreakdownProcessor
@@ -48,16 +48,15 @@ class ProviderBinding:
 
     Args:
         flush: brings in what the kernel still has; providers call it before they flush or shut down.
-        measure: add the breakdown to ended spans.
         service_name: of the kernel's spans.
         output: a file that gets all spans too, as OTLP JSON lines; "" for none.
     """
 
-    def __init__(self, flush: Callable[[float], bool], *, measure: bool, service_name: str, output: str = "") -> None:
+    def __init__(self, flush: Callable[[float], bool], *, service_name: str, output: str = "") -> None:
         self._flush = flush
-        self._measure = measure
+        self._measure = False
         self._service_name = service_name
-        self._output = output
+        self._output = _writable(output)
         self._lock = threading.Lock()
         self._sinks: weakref.WeakKeyDictionary[TracerProvider, SdkSink] = weakref.WeakKeyDictionary()
         self._last: weakref.ref[TracerProvider] | None = None
@@ -80,8 +79,8 @@ class ProviderBinding:
             try:
                 sink = SdkSink(provider, service_name=self._service_name)
                 self._equip(provider)
-            except EbpftraceError as error:
-                self._active = False  # the application asks for tracers often: say it once
+            except Exception as error:  # noqa: BLE001  (this is the application asking for a tracer)
+                self._active = False  # it asks often: say it once
                 logger.warning("kernel spans will not reach this TracerProvider: %s", error)
                 return
             self._sinks[provider] = sink
@@ -96,7 +95,13 @@ class ProviderBinding:
         if self._output and self._output not in bound.outputs:
             provider.add_span_processor(BatchSpanProcessor(FileSpanExporter(self._output)))
             bound.outputs.add(self._output)
-        bound.processor.connect(self._flush, measure=self._measure)
+        bound.processor.connect(self._flush, measure=self._measure and _in_its_thread(provider))
+
+    def measure(self) -> None:
+        """Put the breakdown on ended spans from now on: somebody counts."""
+        self._measure = True
+        for provider in list(self._sinks):
+            _bound[provider].processor.connect(self._flush, measure=_in_its_thread(provider))
 
     def _sink(self) -> Sink:
         """The global provider's sink; else that of the provider seen last; else one of our own by OTEL_*."""
@@ -140,6 +145,22 @@ class ProviderBinding:
         self.forget()
         if self._own is not None:
             self._own.close()
+
+
+def _writable(output: str) -> str:
+    """The file that all spans are to go to; "" with a warning when it cannot be opened."""
+    if output:
+        try:
+            FileSpanExporter(output).shutdown()
+        except EbpftraceError as error:
+            logger.warning("no spans are written to a file: %s", error)
+            return ""
+    return output
+
+
+def _in_its_thread(provider: TracerProvider) -> bool:
+    """Does this provider call its processors in the thread whose span it is? A concurrent one measures its pool."""
+    return isinstance(provider._active_span_processor, SynchronousMultiSpanProcessor)
 
 
 def _put_first(provider: TracerProvider, processor: SpanProcessor) -> None:

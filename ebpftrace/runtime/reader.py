@@ -46,6 +46,8 @@ class Reader:
         self._ended = False
         self.batches = 0
         self.errors = 0
+        self.lost_records = 0
+        self._in_hand = 0
         self._thread = threading.Thread(target=self._run, name="ebpftrace-reader", daemon=True)
         try:
             for ring, program in enumerate(self._programs):
@@ -70,12 +72,12 @@ class Reader:
         while True:
             stop, asked = self._stop, self._asked
             try:
-                count = self._round()
+                emptied = self._round()
             except Exception:  # noqa: BLE001
                 self._failed()  # the thread must live: the rings fill up without it
-                count = 0
+                emptied = True
                 time.sleep(INTERVAL_MS / 1000)
-            if count == 0:
+            if emptied:
                 self._answer(asked)
                 if stop:
                     return
@@ -83,14 +85,16 @@ class Reader:
                 self._clock.refresh()
                 next_refresh = time.monotonic() + _ROUND_MS / 1000
 
-    def _round(self) -> int:
-        """Pass on what is there; return how many records that were."""
+    def _round(self) -> bool:
+        """Pass on what is there; return whether that was all."""
         waiting = self._stop or self._asked != self._answered
         batch = self._rings.wait(interval_ms=INTERVAL_MS, timeout_ms=0 if waiting else _ROUND_MS)
         if batch.records:
             self.batches += 1
+            self._in_hand = batch.records
             self._emit(self._decode(batch))
-        return batch.records
+            self._in_hand = 0
+        return batch.last
 
     def _decode(self, batch: Batch) -> list[KernelSpan]:
         places: list[list[tuple[int, int]]] = [[] for _ in self._programs]
@@ -104,6 +108,8 @@ class Reader:
 
     def _failed(self) -> None:
         self.errors += 1
+        self.lost_records += self._in_hand
+        self._in_hand = 0
         if self.errors == 1:
             logger.warning("a batch of kernel records could not be passed on; later ones are counted", exc_info=True)  # noqa: LOG014
 
@@ -116,7 +122,7 @@ class Reader:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until every record submitted before this call has been emitted; False when time ran out."""
-        if threading.current_thread() is self._thread:  # an exporter that flushes in on_end()
+        if self.current:  # an exporter that flushes in on_end()
             return False
         with self._condition:
             if self._ended:
@@ -126,8 +132,13 @@ class Reader:
             self._rings.wake()  # with the lock held: the thread cannot end now, nor close() free the rings
             return self._condition.wait_for(lambda: self._ended or self._answered >= mine, timeout_s)
 
+    @property
+    def current(self) -> bool:
+        """Is this the reader's own thread: an exporter's code?"""
+        return threading.current_thread() is self._thread
+
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Empty the rings and end the thread; idempotent. False when it did not end in time."""
+        """Empty the rings and end the thread; idempotent. False when it did not end in time. Not from that thread."""
         self._stop = True
         if self._thread.is_alive():
             self._rings.wake()

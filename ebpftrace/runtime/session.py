@@ -27,6 +27,7 @@ logger = logging.getLogger("ebpftrace")
 
 _lock = threading.RLock()
 _session: Session | None = None
+_starting: Session | None = None
 _fork_handler_installed = False
 
 
@@ -48,6 +49,7 @@ class Session:
         self._reader: Reader | None = None
         self._binding: ProviderBinding | None = None
         self._forked = False
+        self._counting = threading.Lock()  # the kernel's counters are read; its maps must not go meanwhile
 
     def _start(self) -> None:
         """Bring everything up; whatever the environment lacks is one log line."""
@@ -74,19 +76,17 @@ class Session:
         from ebpftrace.spans.clock import namespace_offset_ns
 
         settings = self.settings
-        self._binding = ProviderBinding(
-            self.flush,
-            measure=settings.breakdown and "sched" in settings.programs,
-            service_name=settings.service_name,
-            output=settings.output,
-        )
-        self._kernel = kernel = KernelSide(settings)
+        self._binding = ProviderBinding(self.flush, service_name=settings.service_name, output=settings.output)
+        self._kernel = kernel = KernelSide()  # known before it holds anything: the child of a fork must let go of it
+        kernel.load(settings)
         if not kernel.programs:
             raise UnsupportedError("every program", "; ".join(str(error) for error in kernel.failed.values()))
         self._reader = Reader(kernel.programs, self._binding.emit)
         set_program_bits(kernel.bits())
         _publisher.set_default_mask(program_mask(settings.enable) if settings.enable else 0)
         _publisher.arm(kernel.slots.fd, kernel.lines.fd, namespace_offset_ns())
+        if settings.breakdown and "sched" in kernel.bits():
+            self._binding.measure()
         hooks.install(_restart_in_child)
 
     def _tear_down(self, *, keep_output: bool = False) -> None:
@@ -109,9 +109,10 @@ class Session:
         self._reader = None
         if self._binding is not None and not keep_output:
             self._binding.close()
-        if self._kernel is not None and emptied:
-            self._kernel.close()
-            self._kernel = None
+        with self._counting:
+            if self._kernel is not None and emptied:
+                self._kernel.close()
+                self._kernel = None
         self.active = False
 
     def flush(self, timeout_s: float = 5.0) -> bool:
@@ -126,11 +127,16 @@ class Session:
         """Return what was read, made and lost, by program and reason: nothing is lost without a count here."""
         from ebpftrace.runtime.stats import collect
 
-        return collect(self)
+        with self._counting:
+            return collect(self)
 
     def stop(self) -> None:
         """Detach everything and bring in the last records; idempotent."""
         global _session  # noqa: PLW0603
+        reader = self._reader
+        if reader is not None and reader.current:  # an exporter that stops us: that thread cannot wait for itself
+            threading.Thread(target=self.stop, name="ebpftrace-stop").start()
+            return
         with _lock:
             if not self._stopped:
                 self._stopped = True
@@ -148,6 +154,7 @@ class Session:
         if self._binding is not None:
             self._binding.forget()
         self._kernel = self._reader = self._binding = None
+        self._counting = threading.Lock()
         self._forked = True
         self.active = False
         self.reason = "the process forked, and nothing was traced here since"
@@ -183,7 +190,7 @@ def _explain(error: EbpftraceError) -> str:
 
 def start(**given: Any) -> Session:
     """Start the library in this process; see `ebpftrace.start`."""
-    global _session, _fork_handler_installed  # noqa: PLW0603
+    global _session  # noqa: PLW0603
     settings = resolve(given)
     settings = replace(settings, programs=tuple(sorted(set(settings.programs) | set(settings.enable))))
     with _lock:
@@ -195,15 +202,22 @@ def start(**given: Any) -> Session:
                     "start() was called again with other settings; the running ones stay: %s", _session.settings
                 )
             return _session
-        session = Session(settings)
-        session._start()
-        _session = session
-        if not _fork_handler_installed:
-            os.register_at_fork(after_in_child=_after_fork_in_child)
-            _fork_handler_installed = True
+        session = _run(Session(settings))
         atexit.unregister(stop)
         atexit.register(stop)
         return session
+
+
+def _run(session: Session) -> Session:
+    """Start a session; a fork meanwhile, in another thread, must find what it holds already."""
+    global _session, _starting, _fork_handler_installed  # noqa: PLW0603
+    if not _fork_handler_installed:
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+        _fork_handler_installed = True
+    _starting = session
+    session._start()
+    _session, _starting = session, None
+    return session
 
 
 def stop() -> None:
@@ -223,13 +237,14 @@ def current() -> Session | None:
 
 def _after_fork_in_child() -> None:
     """Let go of the parent's programs. The publisher disarmed itself already, in C, before this."""
-    global _lock  # noqa: PLW0603
+    global _lock, _session, _starting  # noqa: PLW0603
     _lock = threading.RLock()  # whoever held it is not here
-    session = _session
+    starting, _starting = _starting, None
+    session = _session = starting or _session
     if session is None:
         return
     # a child that forks before its own restart is done has nothing running, but its child is to be traced too
-    was_active = session.active or session._forked
+    was_active = session.active or session._forked or starting is not None
     try:
         session._forget()
     except Exception:  # a fork must not fail because of us
@@ -249,12 +264,8 @@ def _restart_in_child() -> None:
 
 def restart() -> Session | None:
     """Start again after a fork, with the parent's settings; return the session, or None when none ran."""
-    global _session  # noqa: PLW0603
     with _lock:
         session = _session
         if session is None or not session._forked:
             return session  # stopped meanwhile, or started again by the application
-        fresh = Session(session.settings)
-        fresh._start()
-        _session = fresh
-        return fresh
+        return _run(Session(session.settings))

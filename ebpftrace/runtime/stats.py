@@ -47,7 +47,11 @@ def _spans(session: Session) -> dict[str, int]:
 
 def _reader(session: Session) -> dict[str, int]:
     reader = session._reader
-    return {"batches": reader.batches, "errors": reader.errors} if reader is not None else {}
+    return (
+        {"batches": reader.batches, "errors": reader.errors, "lost_records": reader.lost_records}
+        if reader is not None
+        else {}
+    )
 
 
 def _publisher() -> dict[str, int]:

@@ -1,35 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imported by Python at start-up when `ebpftrace run` put this directory first on PYTHONPATH.
 
-Starts ebpftrace, then lets the sitecustomize run that this one hides.
+Starts ebpftrace, then lets the sitecustomize run that this one hides. Any Python that the program starts reads this,
+so it is written in what all of them understand.
 """
 
-from __future__ import annotations
-
+import os
 import sys
-from importlib.machinery import PathFinder
-from importlib.util import module_from_spec
-from pathlib import Path
 
 
-def _run_hidden() -> None:
-    here = str(Path(__file__).parent)
-    sys.path[:] = [entry for entry in sys.path if entry != here]
-    spec = PathFinder.find_spec("sitecustomize")
-    if spec is None or spec.loader is None:
-        return
-    module = module_from_spec(spec)
-    sys.modules["sitecustomize"] = module
-    spec.loader.exec_module(module)
-
-
-def _start() -> None:
+def _start():
     try:
         from ebpftrace.runtime import autostart
-    except ImportError as error:  # another Python than the one that ebpftrace is installed for
-        print(f"ebpftrace: not tracing {sys.executable}: {error}", file=sys.stderr)
+    except (ImportError, SyntaxError) as error:  # another Python than the one that ebpftrace is installed for
+        sys.stderr.write("ebpftrace: not tracing %s: %s\n" % (sys.executable, error))
     else:
         autostart.install()
+
+
+def _run_hidden():
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if entry != here]
+    ours = sys.modules.pop("sitecustomize")
+    try:
+        import sitecustomize  # noqa: F401  (another one, now that ours is out of the way)
+    except ImportError as error:
+        if getattr(error, "name", "sitecustomize") != "sitecustomize":
+            raise
+        sys.modules["sitecustomize"] = ours
 
 
 _start()
