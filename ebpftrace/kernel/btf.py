@@ -179,6 +179,10 @@ class Btf:
         members = self._behind(type_id, "btf_member")
         return any(self._name(members[i].name_off) == name for i in range(self._type(type_id).info & 0xFFFF))
 
+    def has_tracepoint(self, name: str) -> bool:
+        """Has the kernel this BTF tracepoint?"""
+        return bool(lib.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _TYPEDEF) > 0)
+
     def tracepoint_arguments(self, name: str) -> int:
         """Return how many arguments a BTF tracepoint passes; 0 when the kernel has no such tracepoint."""
         type_id = lib.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _TYPEDEF)

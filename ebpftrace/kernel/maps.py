@@ -71,15 +71,6 @@ class Map:
         if code < 0:
             raise BpfError(f"update map {self.name!r}", errno=ffi.errno)
 
-    def lookup(self, key: bytes) -> bytes | None:
-        """Return a key's value, or None."""
-        value = ffi.new("char[]", self.value_size)
-        if lib.bpf_map_lookup_elem(self.fd, self._buffer(key, self.key_size, "key"), value) < 0:
-            if ffi.errno == errno.ENOENT:
-                return None
-            raise BpfError(f"look up map {self.name!r}", errno=ffi.errno)
-        return bytes(ffi.buffer(value))
-
     def lookup_per_cpu(self, key: bytes) -> list[bytes]:
         """Return a key's value of each possible CPU, of a per-CPU map."""
         cpus = check("count the possible CPUs", lib.libbpf_num_possible_cpus())
@@ -90,12 +81,7 @@ class Map:
         data = bytes(ffi.buffer(value))
         return [data[cpu * stride : cpu * stride + self.value_size] for cpu in range(cpus)]
 
-    def delete(self, key: bytes) -> None:
-        """Delete a key; one that is not there is no error."""
-        if lib.bpf_map_delete_elem(self.fd, self._buffer(key, self.key_size, "key")) < 0 and ffi.errno != errno.ENOENT:
-            raise BpfError(f"delete a key of map {self.name!r}", errno=ffi.errno)
-
-    def keys(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         """Iterate over the keys; entries that come and go meanwhile may or may not be seen."""
         key, following = ffi.NULL, ffi.new("char[]", self.key_size)
         while lib.bpf_map_get_next_key(self.fd, key, following) == 0:

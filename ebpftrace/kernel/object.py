@@ -12,11 +12,10 @@ leaves nothing behind in the kernel.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from ebpftrace.errors import AttachError, BpfError, LoadError
+from ebpftrace.errors import AttachError, LoadError
 from ebpftrace.kernel._native import check, check_pointer, ffi, lib, take_log
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.maps import Map
@@ -55,7 +54,6 @@ class BpfObject:
         pointer = lib.bpf_object__open_mem(ffi.from_buffer(data), len(data), options)
         self._object: Any = check_pointer(f"open the BPF object {name!r}", pointer, LoadError)
         self._links: list[Any] = []
-        self._loaded = False
 
     # --- before load()
 
@@ -138,7 +136,6 @@ class BpfObject:
         """
         take_log()
         check(f"load the BPF object {self.name!r}", lib.bpf_object__load(self._object), LoadError)
-        self._loaded = True
 
     # --- after load()
 
@@ -214,8 +211,3 @@ class BpfObject:
 def _text(pointer: Any) -> str:
     text: str = ffi.string(pointer).decode()
     return text
-
-
-def is_permission(error: BpfError) -> bool:
-    """Was it refused for want of privilege?"""
-    return error.errno in (errno.EPERM, errno.EACCES)

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import struct
 from typing import TYPE_CHECKING, Self
 
-from ebpftrace.errors import BpfError, EbpftraceError
+from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.kernel._native import lib
 from ebpftrace.kernel.btf import Btf
+from ebpftrace.kernel.maps import Map
 from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs import CORE, ShippedProgram
 from ebpftrace.spans.plan import ProgramPlan
@@ -31,6 +33,7 @@ _SHARED_MAPS = (*_TABLES, "publishers")
 _TEMPLATES = ("slots", "thread_lines")
 _ROOT_NAME_BYTES = 64
 _COMM_BYTES = 15
+_PROCS = "procs"
 # A record must reach its span within 100 ms even when the ring is far from full; see runtime.reader
 _WAKEUP_SHARE = 4
 
@@ -50,8 +53,9 @@ class LoadedProgram:
         self.object = obj
         self.plan = plan
         self.bit = bit
-        self.events = obj.map("events")
+        self.events = obj.map(plan.ringbuf)
         self._drops = obj.map("drops")
+        self._procs = obj.map(_PROCS) if _PROCS in obj.map_names() else None
 
     def drops(self) -> dict[str, int]:
         """Return the records lost in the kernel, by reason."""
@@ -60,6 +64,10 @@ class LoadedProgram:
             cpus = self._drops.lookup_per_cpu(struct.pack("=I", number))
             counts[reason] = sum(struct.unpack("=Q", cpu)[0] for cpu in cpus)
         return counts
+
+    def running(self) -> int | None:
+        """Return how many traced processes run still, whose spans come when they end; None: it traces none."""
+        return sum(1 for _ in self._procs) if self._procs is not None else None
 
 
 class KernelSide:
@@ -82,8 +90,10 @@ class KernelSide:
                 is left out, with one log line.
         """
         try:
+            _require_ring_buffers()
             for unused in ("events", "drops"):
                 self._core.skip_map(unused)
+            self._kernel_btf = Btf.kernel()
             self._core.load()
             self.tgid = self._identify()
             self._make_table()
@@ -113,15 +123,15 @@ class KernelSide:
 
     def _load_all(self, settings: Settings) -> None:
         knobs = {
-            "has_prev_state": int(Btf.kernel().tracepoint_arguments("sched_switch") >= 4),
+            "has_prev_state": int(self._kernel_btf.tracepoint_arguments("sched_switch") >= 4),
             "min_off_cpu_ns": settings.min_off_cpu_us * 1000,
             "has_roots": int(bool(settings.exec_roots)),
         }
         for number, name in enumerate(settings.programs):
             try:
                 self._load(ShippedProgram(name), 1 << number, knobs, settings)
-            except BpfError as error:
-                if error.errno in (errno.EPERM, errno.EACCES):
+            except (BpfError, UnsupportedError) as error:
+                if isinstance(error, BpfError) and error.errno in (errno.EPERM, errno.EACCES):
                     raise  # nor will the others be allowed
                 self.failed[name] = error
                 logger.warning("the program %r is left out: %s", name, error)
@@ -137,7 +147,8 @@ class KernelSide:
             for knob, value in knobs.items():
                 if knob in present:
                     obj.set_rodata(knob, value)
-            obj.set_ring_bytes("events", ring_bytes)
+            obj.set_ring_bytes(plan.ringbuf, ring_bytes)
+            _choose_functions(obj, self._kernel_btf)
             for name in _SHARED_MAPS:
                 obj.share_map(name, self._core.map(name))
             for name in _TEMPLATES:
@@ -180,3 +191,34 @@ class KernelSide:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _require_ring_buffers() -> None:
+    """Say clearly what else would be an "invalid argument" somewhere in an object."""
+    try:
+        Map.create_ring("ebt_probe", mmap.PAGESIZE).close()
+    except BpfError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise UnsupportedError(
+            "the BPF ring buffer", "this kernel has no BPF_MAP_TYPE_RINGBUF", "use a kernel from 5.8 on"
+        ) from error
+
+
+def _choose_functions(obj: BpfObject, kernel: Btf) -> None:
+    """Load those functions whose BTF tracepoints this kernel has.
+
+    Raises:
+        UnsupportedError: it has none of them.
+    """
+    missing = []
+    functions = obj.programs()
+    for function in functions:
+        kind, _, hook = function.section.partition("/")
+        if kind == "tp_btf" and not kernel.has_tracepoint(hook):
+            missing.append(hook)
+            obj.set_autoload(function.name, autoload=False)
+    if len(missing) == len(functions):
+        raise UnsupportedError(f"the program {obj.name!r}", f"this kernel has no tracepoint {', '.join(missing)}")
+    if missing:
+        logger.warning("the program %r does without %s, which this kernel does not have", obj.name, ", ".join(missing))

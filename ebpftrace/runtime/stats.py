@@ -29,14 +29,16 @@ def _programs(session: Session) -> dict[str, Any]:
     kernel = session._kernel
     if kernel is None:
         return {}
-    found: dict[str, Any] = {
-        program.name: {
+    found: dict[str, Any] = {}
+    for program in kernel.programs:
+        found[program.name] = {
             "records": program.plan.records,
             "undecoded": program.plan.undecoded,
             "dropped": program.drops(),
         }
-        for program in kernel.programs
-    }
+        running = program.running()
+        if running is not None:
+            found[program.name]["running"] = running
     return found | {name: {"failed": str(error)} for name, error in kernel.failed.items()}
 
 

@@ -167,6 +167,10 @@ class ProgramPlan:
 
     def __init__(self, program: str, config: ProgramConfig, btf: Btf) -> None:
         self.program = program
+        rings = {span.ringbuf for span in config.tracing.spans}
+        if len(rings) != 1:
+            raise ConfigError(f"{program}.yaml: all spans of a program come through one ring buffer, not {len(rings)}")
+        self.ringbuf = rings.pop()
         self._plans = {span.type: RecordPlan(program, span, btf) for span in config.tracing.spans}
         self._type = struct.Struct(_BYTE_ORDER + "I").unpack_from
         self.records = 0
