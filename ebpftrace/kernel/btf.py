@@ -165,19 +165,19 @@ class Btf:
 
     def has_enumerator(self, enum: str, name: str) -> bool:
         """Does `enum` have a value of this name? How a helper function's presence shows (enum bpf_func_id)."""
-        type_id = lib.btf__find_by_name_kind(self._btf, enum.encode(), _ENUM)
-        if type_id < 0:
-            return False
-        values = self._behind(type_id, "btf_enum")
-        return any(self._name(values[i].name_off) == name for i in range(self._type(type_id).info & 0xFFFF))
+        return name in self._member_names(enum, _ENUM, "btf_enum")
 
     def has_field(self, struct: str, name: str) -> bool:
         """Has `struct` a member of this name? Anonymous and nested structs are not looked into."""
-        type_id = lib.btf__find_by_name_kind(self._btf, struct.encode(), _STRUCT)
+        return name in self._member_names(struct, _STRUCT, "btf_member")
+
+    def _member_names(self, name: str, kind: int, structure: str) -> set[str]:
+        """The names within a type; none when there is no such type."""
+        type_id = lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
         if type_id < 0:
-            return False
-        members = self._behind(type_id, "btf_member")
-        return any(self._name(members[i].name_off) == name for i in range(self._type(type_id).info & 0xFFFF))
+            return set()
+        members = self._behind(type_id, structure)
+        return {self._name(members[i].name_off) for i in range(self._type(type_id).info & 0xFFFF)}
 
     def has_tracepoint(self, name: str) -> bool:
         """Has the kernel this BTF tracepoint?"""

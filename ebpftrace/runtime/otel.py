@@ -151,9 +151,13 @@ def _writable(output: str) -> str:
     """The file that all spans are to go to; "" with a warning when it cannot be opened."""
     if output:
         try:
-            FileSpanExporter(output).shutdown()
+            # tried as each provider will get it; the SDK forgot "-> None"
+            BatchSpanProcessor(FileSpanExporter(output)).shutdown()  # type: ignore[no-untyped-call]
         except EbpftraceError as error:
             logger.warning("no spans are written to a file: %s", error)
+            return ""
+        except ValueError as error:
+            logger.warning("no spans are written to a file: %s; check the OTEL_BSP_* variables", error)
             return ""
     return output
 

@@ -29,6 +29,7 @@ _lock = threading.RLock()
 _session: Session | None = None
 _starting: Session | None = None
 _fork_handler_installed = False
+_imported = False
 
 
 class Session:
@@ -75,6 +76,8 @@ class Session:
         from ebpftrace.runtime.reader import Reader
         from ebpftrace.spans.clock import namespace_offset_ns
 
+        global _imported  # noqa: PLW0603
+        _imported = True
         settings = self.settings
         self._binding = ProviderBinding(self.flush, service_name=settings.service_name, output=settings.output)
         self._kernel = kernel = KernelSide()  # known before it holds anything: the child of a fork must let go of it
@@ -249,11 +252,12 @@ def _after_fork_in_child() -> None:
         session._forget()
     except Exception:  # a fork must not fail because of us
         logger.exception("the child of a fork could not let go of its parent's kernel programs")
-    if not was_active:
+    if not was_active or not _imported:  # an import that a thread of the parent was in would never end here
         return
-    from ebpftrace.context import _publisher
+    from ebpftrace.context import _publisher, hooks
 
     _publisher.disarm()
+    hooks.install(_restart_in_child)  # start() does it last, and may not have come to it
     _publisher.expect_fork()
 
 

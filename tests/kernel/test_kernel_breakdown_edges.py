@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 
 import pytest
 import workloads
-from harness import App, named, run
+from harness import App, below, kernel, named, run
 
 MS = 1_000_000
 TRIES = 3
@@ -77,3 +78,57 @@ def test_before_what_is_known():
 
     assert span["times"]["other"] > 20 * MS
     assert abs(sum(span["times"].values()) - span["wall"]) < MS
+
+
+def without_sched(how):
+    """Only the program exec is there: the other was not wanted, or did not load."""
+    from ebpftrace.programs import ShippedProgram
+
+    intact = ShippedProgram.object_bytes
+    if how == "broken":
+        ShippedProgram.object_bytes = lambda self: b"no ELF" * 100 if self.name == "sched" else intact(self)
+    app = App(**({"programs": ["exec"]} if how == "not wanted" else {}))
+    with app.traced("job"):
+        subprocess.run(["true"], check=True)
+        time.sleep(0.02)
+    return {"active": app.session.active, "spans": app.spans()}
+
+
+@pytest.mark.parametrize("how", ["not wanted", "broken"])
+def test_nobody_counts(how):
+    """Without the program that counts, spans get no breakdown; it would call all their time on_cpu."""
+    found = run(without_sched, how).value
+
+    assert found["active"]
+    assert {} == named(found["spans"], "job")["times"]
+    assert {"exec"} == {span["program"] for span in kernel(found["spans"])}
+
+
+def concurrent_processors():
+    """A provider that calls its processors in a pool's threads, before and after a start()."""
+    from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    import ebpftrace
+
+    app = App()
+    app.provider = TracerProvider(active_span_processor=ConcurrentMultiSpanProcessor(2), shutdown_on_exit=False)
+    app.provider.add_span_processor(SimpleSpanProcessor(app.exporter))
+    app.tracer = app.provider.get_tracer("app")
+    for name in ("bound later", "bound at start"):
+        with app.traced(name, "sched"):
+            workloads.busy(0.01)
+            time.sleep(0.01)
+        app.provider.force_flush()
+        ebpftrace.stop()
+        ebpftrace.start()
+    return app.spans()
+
+
+def test_concurrent_processors():
+    """A provider whose processors run in other threads gets the kernel's spans, and no breakdown of those threads."""
+    spans = run(concurrent_processors).value
+
+    for name in ("bound later", "bound at start"):
+        assert {} == named(spans, name)["times"]
+        assert "sleep" in {span["name"] for span in below(spans, named(spans, name))}

@@ -276,3 +276,17 @@ def test_crowd():
         ]
         assert [str(number)] * 10 == arguments
     assert {"ring_full": 0, "map_full": 0} == found["stats"]["dropped"]
+
+
+def long_root(directory):
+    """Two roots given by name, the longer than the kernel's 15 bytes; and a binary that is none."""
+    names = ["short", "a-name-longer-than-15", "another-name-longer-than-15"]
+    app = App(exec_roots=names[:2])
+    for name in names:
+        subprocess.run([shutil.copy(TRUE, Path(directory) / name)], check=True)
+    return [span["name"] for span in app.spans()]
+
+
+def test_long_root(tmp_path):
+    """A root given by a name that the kernel cuts off at 15 bytes matches all the same."""
+    assert ["exec short", "exec a-name-longer-than-15"] == run(long_root, str(tmp_path)).value

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import multiprocessing
 import os
+import pkgutil
 import sys
 import threading
 import time
 
 import pytest
 from harness import App, below, kernel, named, plain, run
-from machine import until
+from machine import bpf_fds, bpf_ids, until
 
 
 def _in_child(action):
@@ -128,8 +130,6 @@ def test_fork_in_a_thread():
 
 def silent_child():
     """A child without spans, and what it holds."""
-    from machine import bpf_fds
-
     import ebpftrace
 
     app = App()
@@ -294,3 +294,88 @@ def test_grandchild():
     assert found["mine"]
     assert found["below"]["active"]
     assert below(found["below"]["spans"], named(found["below"]["spans"], "child"))
+
+
+def _hold(owner, name, calls):
+    """Have the call number `calls` of a function wait: returns what is set when it came, and what lets it go on."""
+    came, go_on = threading.Event(), threading.Event()
+    owner = pkgutil.resolve_name(owner)
+    original, numbers = getattr(owner, name), itertools.count(1)
+
+    def held(*args):
+        if next(numbers) == calls:
+            came.set()
+            go_on.wait()
+        return original(*args)
+
+    setattr(owner, name, held)
+    return came, go_on
+
+
+def forked_in_start(owner, name, calls):
+    """A fork() while start() is under way in another thread."""
+    import ebpftrace
+
+    app = App()
+    ebpftrace.stop()
+    came, go_on = _hold(owner, name, calls)
+    thread = threading.Thread(target=ebpftrace.start)
+    thread.start()
+    came.wait()
+    held = bpf_ids()
+    child = _in_child(lambda: {"fds": bpf_fds(), **_child_at_work(app)})
+    go_on.set()
+    thread.join()
+    _traced_sleep(app, "parent")
+    return {"child": child, "held": len(held), "spans": app.spans()}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [
+        ("ebpftrace.kernel.object:BpfObject", "attach", 1),
+        ("ebpftrace.kernel.object:BpfObject", "attach", 2),
+        ("ebpftrace.context.hooks", "install", 1),
+    ],
+    ids=["first program", "second program", "all programs"],
+)
+def test_fork_in_start(owner, name, calls):
+    """A child that is forked while start() runs in another thread holds nothing of it, and is traced by its own."""
+    found = run(forked_in_start, owner, name, calls).value
+    child = found["child"]
+
+    assert found["held"] > 0
+    assert [] == child["fds"]
+    assert child["active"]
+    assert below(child["spans"], named(child["spans"], "child"))
+    assert below(found["spans"], named(found["spans"], "parent"))
+
+
+def double_fork(restart):
+    """A grandchild whose parent had not got far: no span yet, or its own start still under way."""
+    app = App()
+
+    def child():
+        if restart:
+            came, go_on = _hold("ebpftrace.kernel.object:BpfObject", "attach", 1)
+            with app.span("first"):
+                came.wait()
+        mine = bpf_ids()
+        below = _in_child(lambda: {"ids": bpf_ids(), **_child_at_work(app)})
+        if restart:
+            go_on.set()
+        return {"mine": mine, "below": below}
+
+    return _in_child(child)
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["no span", "restarting"])
+def test_double_fork(restart):
+    """The grandchild of a double fork is traced, though nothing ran in its parent yet; and holds nothing of it."""
+    found = run(double_fork, restart).value
+    grandchild = found["below"]
+
+    assert restart == bool(found["mine"])
+    assert [] == grandchild["ids"]
+    assert grandchild["active"]
+    assert below(grandchild["spans"], named(grandchild["spans"], "child"))

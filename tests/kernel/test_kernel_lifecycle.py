@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -245,3 +246,97 @@ def test_stats():
     assert found["spans"] == sum(program["records"] for program in stats["programs"].values())
     assert {"emitted": found["spans"], "exported": found["spans"], "failed": 0, "dropped": 0} == stats["spans"]
     assert {"errors": 0, "no_slot": 0} == stats["publisher"]
+
+
+def stats_beside_stop(rounds):
+    """Two threads that ask for stats() all the time, while the library starts and stops."""
+    import ebpftrace
+
+    done, errors = threading.Event(), []
+
+    def ask():
+        while not done.is_set():
+            try:
+                ebpftrace.stats()
+            except Exception as error:  # noqa: BLE001  (it is the result)
+                errors.append(repr(error))
+            time.sleep(0)  # let start() have the interpreter
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(rounds):
+        ebpftrace.start()
+        time.sleep(0.05)
+        ebpftrace.stop()
+    done.set()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def test_stats_beside_stop():
+    """stats() never raises, though another thread unloads the programs whose counters it reads."""
+    assert [] == run(stats_beside_stop, 8).value
+
+
+def stopped_by_an_exporter():
+    """An exporter that stops the library when the kernel's spans reach it, which they do in the reader's thread."""
+    import ebpftrace
+
+    app, threads = App(), []
+    export = app.exporter.export
+
+    def stop_and_export(spans):
+        if any("ebpftrace.program" in span.attributes for span in spans):
+            threads.append(threading.current_thread().name)
+            ebpftrace.stop()
+        return export(spans)
+
+    app.exporter.export = stop_and_export
+    with app.traced("job", "sched"):
+        time.sleep(0.01)
+    app.session.flush()
+    fds_gone = machine.until(lambda: not machine.bpf_fds(), timeout_s=3)
+    machine.until(lambda: threading.active_count() == 1, timeout_s=3)
+    left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return {"unloaded": fds_gone, "left": left, "threads": threads, "reason": app.session.reason}
+
+
+def test_stopped_by_an_exporter():
+    """stop() in the reader's own thread does not wait for itself, and everything is unloaded soon after."""
+    outcome = run(stopped_by_an_exporter)
+    found = outcome.value
+
+    assert {"ebpftrace-reader"} == set(found["threads"])
+    assert found["unloaded"]
+    assert [] == found["left"]
+    assert "it was stopped" == found["reason"]
+    assert [] == outcome.log
+
+
+def stopped_by_a_span():
+    """A span of another make, asked for its context in the middle of attach(), has the library stopped meanwhile."""
+    import opentelemetry.context as otel
+    from opentelemetry.trace import INVALID_SPAN, SpanContext, TraceFlags, set_span_in_context
+
+    import ebpftrace
+
+    class Vendor(type(INVALID_SPAN)):
+        def __init__(self):  # the SDK's spans have a _context; this has none
+            pass
+
+        def get_span_context(self):
+            """Stop the library first."""
+            ebpftrace.stop()
+            return SpanContext(5, 7, False, TraceFlags(1))
+
+    ebpftrace.start()
+    context = set_span_in_context(Vendor())
+    otel.detach(otel.attach(context))
+    return ebpftrace.stats()["active"]
+
+
+def test_stopped_by_a_span():
+    """A span whose get_span_context() stops the library is not written into a table that is gone."""
+    assert not run(stopped_by_a_span).value

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import resource
 import threading
 import time
 
-from harness import App, kernel, named, own, run
+import pytest
+from harness import App, below, kernel, named, own, run
 
 
 def _hold_first(exporter, seconds):
@@ -128,3 +130,39 @@ def test_stop_brings_in_the_last_records():
 
     assert 1 == found["own"]
     assert found["spans"] >= 500
+
+
+def failing_batch(place):
+    """The first batch of records makes an error of our own, where it is decoded or where it is passed on."""
+    owner = pkgutil.resolve_name(place.rpartition(".")[0])
+    name = place.rpartition(".")[2]
+    original, failed = getattr(owner, name), []
+
+    def fail_once(*args):
+        if not failed:
+            failed.append(place)
+            raise ZeroDivisionError(place)
+        return original(*args)
+
+    setattr(owner, name, fail_once)
+    app = App()
+    for job in ("lost", "brought in"):
+        with app.traced(job, "sched"):
+            time.sleep(0.01)
+        app.session.flush()
+    return {"spans": app.spans(), "reader": app.session.stats()["reader"]}
+
+
+@pytest.mark.parametrize(
+    "place", ["ebpftrace.spans.plan:ProgramPlan.decode", "ebpftrace.runtime.otel:ProviderBinding.emit"]
+)
+def test_failing_batch(place):
+    """Records of a batch that could not be passed on are counted as lost, with one warning; later ones arrive."""
+    outcome = run(failing_batch, place)
+    spans, reader = outcome.value["spans"], outcome.value["reader"]
+
+    assert [] == below(spans, named(spans, "lost"))
+    assert len(below(spans, named(spans, "brought in"))) == reader["lost_records"] == 3  # switch, wake-up and wait
+    assert 1 == reader["errors"]
+    [line] = outcome.log
+    assert "could not be passed on" in line

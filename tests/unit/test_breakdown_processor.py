@@ -238,5 +238,18 @@ def test_flush():
     processor.connect(lambda timeout_s: asked.append(timeout_s) or True, measure=False)
 
     assert processor.force_flush(1500)
+    assert processor.force_flush()
     processor.shutdown()
-    assert [1.5, 1.0] == asked
+    assert [0.375, 2.0, 1.0] == asked
+
+
+def test_flush_in_vain():
+    """When the kernel's spans do not come in time, the provider flushes its other processors all the same."""
+    traced = Traced()
+    traced.processor.connect(lambda timeout_s: False, measure=False)
+    flushed = []
+    traced.provider._active_span_processor._span_processors[1].force_flush = flushed.append
+
+    assert traced.processor.force_flush(1000)
+    traced.provider.force_flush(1000)
+    assert 1 == len(flushed)

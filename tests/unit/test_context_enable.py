@@ -109,6 +109,18 @@ def test_used_again():
     assert mask() is None
 
 
+@pytest.mark.parametrize("children", [False, True])
+def test_used_inside_itself(children):
+    """One enable() may be entered again inside its own block; each end restores what was before it."""
+    block = enable("sched", children=children)
+    with current(7), block:
+        outer = mask()
+        with current(8), block:
+            assert 8 == mask()[2]
+        assert outer == mask()
+    assert mask() is None
+
+
 def test_traced_function():
     """@traced enables for the call and keeps what the function is."""
 
