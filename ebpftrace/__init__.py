@@ -94,11 +94,11 @@ def stop() -> None:
 
 
 def stats() -> dict[str, Any]:
-    """Return what was read, made and lost since `start()`, by program and reason; {"active": False} without it."""
+    """Return what was read, made and lost since `start()`, by program and reason; also after `stop()`."""
     from ebpftrace.runtime import session
 
-    running = session.current()
-    return running.stats() if running is not None else {"active": False, "reason": "start() was not called"}
+    latest = session.latest()
+    return latest.stats() if latest is not None else {"active": False, "reason": "start() was not called"}
 
 
 def __getattr__(name: str) -> Any:

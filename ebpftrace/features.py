@@ -89,7 +89,8 @@ def _privileges() -> Feature:
     return Feature(
         "privileges", enough, f"uid {os.geteuid()}, " + (", ".join(sorted(held)) or "no CAP_BPF, CAP_PERFMON"),
         required=True, use="loading BPF programs",
-        hint="run as root, or give the process CAP_BPF and CAP_PERFMON (systemd: AmbientCapabilities=; "
+        hint=("root's capabilities were dropped: " if os.geteuid() == 0 else "run as root, or ")
+        + "give the process CAP_BPF and CAP_PERFMON (systemd: AmbientCapabilities=; "
         "containers: --cap-add BPF --cap-add PERFMON)",
     )  # fmt: skip
 

@@ -58,6 +58,9 @@ class Settings:
     """Do nothing at all; EBPFTRACE_DISABLED."""
 
 
+_DEFAULTS = Settings()
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -84,8 +87,14 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
+_KINDS: Mapping[type, str] = {bool: "True or False", int: "a whole number", str: "text", tuple: "names"}
+
+
 def _check(name: str, value: Any) -> None:
     """Raise ValueError with what is right for this setting."""
+    kind = type(getattr(_DEFAULTS, name))
+    if type(value) is not kind or (kind is tuple and not all(isinstance(word, str) for word in value)):
+        raise ValueError(f"it must be {_KINDS[kind]}")
     if name in ("programs", "enable"):
         from ebpftrace.programs import find  # the catalogue reads files: only for those who name programs
 

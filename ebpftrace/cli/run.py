@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ebpftrace.errors import CommandError
 from ebpftrace.programs import find, names
 from ebpftrace.runtime import autostart
-from ebpftrace.settings import variable
+from ebpftrace.settings import resolve, variable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -54,6 +54,8 @@ class RunCommand:
         if not argv:
             raise CommandError("no program to run: ebpftrace run -- python app.py", exit_code=2)
         if shutil.which(argv[0]) is None:
+            if Path(argv[0]).exists():
+                raise CommandError(f"{argv[0]!r} is not a program that may be executed", exit_code=126)
             raise CommandError(f"there is no program {argv[0]!r} on the PATH", exit_code=127)
         environment = dict(os.environ)
         _set_environment(args, environment)
@@ -62,8 +64,8 @@ class RunCommand:
         if output is not None and output.stat().st_size == 0:
             print(
                 f"ebpftrace: no span was written to {output}: either {argv[0]} made none (is it a Python program that "
-                "uses OpenTelemetry?), or its Python cannot import ebpftrace (install it there), or it was started "
-                "with -I, -E or -S",
+                "uses OpenTelemetry?), or none was sampled, or the SDK or ebpftrace is disabled, or its Python cannot "
+                "import ebpftrace (install it there), or it was started with -I, -E or -S",
                 file=sys.stderr,
             )
         return code
@@ -74,10 +76,11 @@ def _set_environment(args: argparse.Namespace, environment: dict[str, str]) -> N
     for name in enabled:
         find(name)  # a wrong name is an error here, not a warning in the program's log
     environment[variable("enable")] = ",".join(enabled)
-    if args.service_name:
-        environment[variable("service_name")] = args.service_name
-    if args.min_off_cpu_us is not None:
-        environment[variable("min_off_cpu_us")] = str(args.min_off_cpu_us)
+    for name in ("service_name", "min_off_cpu_us"):
+        value = getattr(args, name)
+        if value is not None:
+            resolve({name: value}, environment={})  # as above
+            environment[variable(name)] = str(value)
     autostart.prepare(environment)
 
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -218,6 +219,11 @@ void ebt_reader_free(struct ebt_reader *reader)
 		close(reader->wake_fd);
 	free(reader->data);
 	free(reader);
+}
+
+void ebt_name_thread(const char *name)
+{
+	prctl(PR_SET_NAME, name);
 }
 
 /* --- small things that libbpf leaves to its user ------------------------- */

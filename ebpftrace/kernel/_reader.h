@@ -41,6 +41,9 @@ int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
 int ebt_reader_wake(struct ebt_reader *reader);
 void ebt_reader_free(struct ebt_reader *reader);
 
+/* The calling thread's name to the kernel: whom a trace says it was woken by. */
+void ebt_name_thread(const char *name);
+
 /* Close a link's file descriptor but leave what it links: for the child of a fork. */
 void ebt_link_forget(struct bpf_link *link);
 

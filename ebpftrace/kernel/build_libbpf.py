@@ -106,6 +106,7 @@ int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int ring);
 int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms, struct ebt_batch *batch);
 int ebt_reader_wake(struct ebt_reader *reader);
 void ebt_reader_free(struct ebt_reader *reader);
+void ebt_name_thread(const char *name);
 void ebt_link_forget(struct bpf_link *link);
 int ebt_probe_tracing(const char *function, enum bpf_attach_type type);
 int ebt_run_once(int prog_fd);

@@ -46,6 +46,11 @@ class Batch:
             offset += _HEAD + ((size + 7) & ~7)
 
 
+def name_thread(name: str) -> None:
+    """Name the calling thread for the kernel, which keeps 15 bytes: a trace says whom a wait was ended by."""
+    lib.ebt_name_thread(name.encode())
+
+
 class RingReader:
     """One thread's view of many ring buffers. The GIL is released while it waits and copies.
 

@@ -87,32 +87,38 @@ class _StandIn:
         self._set_provider = set_provider
         self._provider: Any = None
         self._asked = False
+        # The thread that sets the SDK up may make spans by it, and must not wait for itself; the others must wait:
+        # what they start meanwhile would be lost, and its children be traces of their own.
+        self._lock = threading.RLock()
         self._proxies: weakref.WeakSet[trace.ProxyTracer] = weakref.WeakSet()
 
     def tracer(self, proxy: trace.ProxyTracer) -> trace.Tracer:
         """`ProxyTracer._tracer`: the real tracer behind a proxy."""
         from opentelemetry import trace
 
-        if trace._TRACER_PROVIDER is None and not self._asked:
-            self._asked = True  # setting up may itself make spans
-            self._provider = _make_provider()
-        if self._provider is not None:
-            self._proxies.add(proxy)
+        if trace._TRACER_PROVIDER is None or self._provider is not None:
+            with self._lock:
+                if trace._TRACER_PROVIDER is None and not self._asked:
+                    self._asked = True
+                    self._provider = _make_provider()
+                if self._provider is not None:
+                    self._proxies.add(proxy)
         return self._tracer_of(proxy)
 
     def set_tracer_provider(self, provider: Any, log: bool) -> None:  # noqa: FBT001  (OpenTelemetry's signature)
         """`trace._set_tracer_provider`."""
         from opentelemetry import trace
 
-        ours = self._provider
-        if ours is None or trace._TRACER_PROVIDER is not ours or provider is ours:
+        with self._lock:
+            ours = self._provider
+            if ours is None or trace._TRACER_PROVIDER is not ours or provider is ours:
+                self._set_provider(provider, log)
+                return
+            self._provider = None
+            trace._TRACER_PROVIDER_SET_ONCE._done = False
             self._set_provider(provider, log)
-            return
-        self._provider = None
-        trace._TRACER_PROVIDER_SET_ONCE._done = False
-        self._set_provider(provider, log)
-        for proxy in list(self._proxies):
-            proxy._real_tracer = None
+            for proxy in list(self._proxies):
+                proxy._real_tracer = None
         _lead_on(ours, provider)
 
 

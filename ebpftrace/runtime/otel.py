@@ -147,6 +147,15 @@ class ProviderBinding:
             self._own.close()
 
 
+def flush_providers(timeout_s: float) -> None:
+    """Have every provider that was ever bound export what it holds; for the end of a worker process."""
+    for provider in list(_bound):
+        try:
+            provider.force_flush(int(timeout_s * 1000))
+        except Exception:  # the worker ends all the same
+            logger.warning("a TracerProvider could not be flushed at the end of a worker", exc_info=True)
+
+
 def _writable(output: str) -> str:
     """The file that all spans are to go to; "" with a warning when it cannot be opened."""
     if output:

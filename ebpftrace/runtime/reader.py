@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import opentelemetry.context as otel
 
-from ebpftrace.kernel.ringbuf import Batch, RingReader
+from ebpftrace.kernel.ringbuf import Batch, RingReader, name_thread
 from ebpftrace.spans.clock import Clock
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Reader:
                 self._condition.notify_all()
 
     def _drain(self) -> None:
+        name_thread("ebpftrace")
         # what the exporter does in this thread is not the application's doing: no spans about it
         otel.attach(otel.set_value(otel._SUPPRESS_INSTRUMENTATION_KEY, True))
         next_refresh = time.monotonic()

@@ -19,6 +19,8 @@ from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.settings import Settings, resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ebpftrace.runtime.loader import KernelSide
     from ebpftrace.runtime.otel import ProviderBinding
     from ebpftrace.runtime.reader import Reader
@@ -28,7 +30,9 @@ logger = logging.getLogger("ebpftrace")
 _lock = threading.RLock()
 _session: Session | None = None
 _starting: Session | None = None
+_stopped: Session | None = None
 _fork_handler_installed = False
+_WORKER_FLUSH_S = 2.0
 _imported = False
 
 
@@ -50,6 +54,7 @@ class Session:
         self._reader: Reader | None = None
         self._binding: ProviderBinding | None = None
         self._forked = False
+        self._last_stats: dict[str, Any] = {}
         self._counting = threading.Lock()  # the kernel's counters are read; its maps must not go meanwhile
 
     def _start(self) -> None:
@@ -98,6 +103,8 @@ class Session:
         Args:
             keep_output: leave the output file to the application's spans, of which there are some all the same.
         """
+        from ebpftrace.runtime.stats import collect
+
         if self._kernel is not None:
             from ebpftrace.context import _publisher, hooks
             from ebpftrace.context.enable import set_program_bits
@@ -109,10 +116,11 @@ class Session:
         for program in self._kernel.programs if self._kernel else ():
             program.object.detach()  # no new records; the reader empties the rings
         emptied = self._reader.close() if self._reader is not None else True
-        self._reader = None
         if self._binding is not None and not keep_output:
             self._binding.close()
         with self._counting:
+            self._last_stats = collect(self)
+            self._reader = None
             if self._kernel is not None and emptied:
                 self._kernel.close()
                 self._kernel = None
@@ -131,11 +139,12 @@ class Session:
         from ebpftrace.runtime.stats import collect
 
         with self._counting:
-            return collect(self)
+            now = {"active": self.active, "reason": self.reason}
+            return self._last_stats | now if self._last_stats else collect(self)
 
     def stop(self) -> None:
         """Detach everything and bring in the last records; idempotent."""
-        global _session  # noqa: PLW0603
+        global _session, _stopped
         reader = self._reader
         if reader is not None and reader.current:  # an exporter that stops us: that thread cannot wait for itself
             threading.Thread(target=self.stop, name="ebpftrace-stop").start()
@@ -146,7 +155,7 @@ class Session:
                 self._tear_down()
                 self.reason = "it was stopped"
             if _session is self:
-                _session = None
+                _session, _stopped = None, self
 
     def _forget(self) -> None:
         """In the child of a fork: what runs is the parent's."""
@@ -157,6 +166,7 @@ class Session:
         if self._binding is not None:
             self._binding.forget()
         self._kernel = self._reader = self._binding = None
+        self._last_stats = {}
         self._counting = threading.Lock()
         self._forked = True
         self.active = False
@@ -200,15 +210,19 @@ def start(**given: Any) -> Session:
         if _session is not None and _session._forked:
             _session = None  # the parent's; here nothing runs yet
         if _session is not None:
-            if settings != _session.settings:
-                logger.warning(
-                    "start() was called again with other settings; the running ones stay: %s", _session.settings
-                )
+            _tell_differences(_session.settings, settings, given)
             return _session
         session = _run(Session(settings))
         atexit.unregister(stop)
         atexit.register(stop)
         return session
+
+
+def _tell_differences(running: Settings, wanted: Settings, given: Mapping[str, Any]) -> None:
+    other = [name for name in sorted(given) if getattr(wanted, name) != getattr(running, name)]
+    if other:
+        stays = ", ".join(f"{name}={getattr(running, name)!r}" for name in other)
+        logger.warning("start() was called again with other settings; what runs stays as it is: %s", stays)
 
 
 def _run(session: Session) -> Session:
@@ -217,6 +231,7 @@ def _run(session: Session) -> Session:
     if not _fork_handler_installed:
         os.register_at_fork(after_in_child=_after_fork_in_child)
         _fork_handler_installed = True
+        _end_workers_in_order()
     _starting = session
     session._start()
     _session, _starting = session, None
@@ -230,9 +245,9 @@ def stop() -> None:
         session.stop()
 
 
-def current() -> Session | None:
-    """Return the running session."""
-    return _session
+def latest() -> Session | None:
+    """Return the session that runs, else the one that ran last."""
+    return _session or _stopped
 
 
 # --- fork --------------------------------------------------------------------------------------------------------
@@ -259,6 +274,23 @@ def _after_fork_in_child() -> None:
     _publisher.disarm()
     hooks.install(_restart_in_child)  # start() does it last, and may not have come to it
     _publisher.expect_fork()
+
+
+def _end_workers_in_order() -> None:
+    """Have multiprocessing's forked workers, which end without exit handlers, export their last spans."""
+    from multiprocessing import util
+
+    # a function of this module lives as long as the registry that refers to it weakly
+    util.register_after_fork(_end_worker, lambda end: util.Finalize(None, end, exitpriority=0))
+
+
+def _end_worker() -> None:
+    from ebpftrace.runtime.otel import flush_providers
+
+    session = _session
+    if session is not None:
+        session.flush(_WORKER_FLUSH_S)
+    flush_providers(_WORKER_FLUSH_S)
 
 
 def _restart_in_child() -> None:

@@ -62,9 +62,11 @@ def _shares(parts: Sequence[tuple[str, int]], whole: int, this: str, waits: dict
         clause = cause_of(name).clause if name else UNKNOWN.clause
         if index == 0:
             of = f"{duration(amount)} of {duration(whole)}"
-            clauses.append(f"{share(amount, whole)} of {this} ({of}) {clause}{_calls(name, waits.get(name, []))}")
+            clauses.append(
+                f"{share(amount, whole)} of {this} ({of}) {clause}{_calls(name, amount, waits.get(name, []))}"
+            )
         elif amount * _NAMED >= whole:
-            clauses.append(f"{share(amount, whole)} {clause}{_calls(name, waits.get(name, []))}")
+            clauses.append(f"{share(amount, whole)} {clause}{_calls(name, amount, waits.get(name, []))}")
         else:
             rest += amount
     if rest:
@@ -72,15 +74,16 @@ def _shares(parts: Sequence[tuple[str, int]], whole: int, this: str, waits: dict
     return clean(", ".join(clauses)) + "."
 
 
-def _calls(cause: str, waits: Sequence[Span]) -> str:
-    # Which system call most of a wait was in, and who ended it: " (in futex; released by thread 12, gc)".
+def _calls(cause: str, whole: int, waits: Sequence[Span]) -> str:
+    # Which system call most of all that waiting was in, and who ended it: " (in futex; released by thread 12, gc)".
     times: Counter[str] = Counter()
     for wait in waits:
         times[wait.text(SYSCALL)] += wait.duration_ns
     said = []
     if times:
         call, amount = times.most_common(1)[0]
-        if call and amount >= _MOST * times.total():
+        # of the whole, not of the waits that have spans: short ones have none, nor those without tracing on
+        if call and amount >= _MOST * whole:
             said.append(f"in {call}")
     waker = _waker(waits)
     if waker and cause in _WAKER_TELLS:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ebpftrace.viewer.theme import Line, Segment
     from ebpftrace.viewer.trace import Trace
 
+_ID_CELLS = 12  # of a trace id in a list; --trace takes the start of one
 _TIME_CELLS = 8  # "12.3 ms" and "59 min 59 s" is the one that may be cut
 _MATTERS = 100  # a breakdown is shown from this part of the trace's window on
 MIN_WIDTH = 40
@@ -56,14 +57,14 @@ def render_list(traces: Sequence[Trace], options: Options, theme: Theme) -> Iter
     """One line a trace: id, start, duration, spans, kernel spans, errors, root name; slowest first."""
     labels = Labels(theme)
     columns = ("trace", "start (UTC)", "duration", "spans", "kernel", "errors", "root")
-    head = "{:32}  {:14}  {:>8} {:>6} {:>7} {:>6}  {}".format(*columns)
+    head = "{:12}  {:14}  {:>8} {:>6} {:>7} {:>6}  {}".format(*columns)
     yield theme.paint(labels.clip([(head, "dim")], options.width))
     for trace in traces:
         kernel, errors = trace.kernel_count, trace.error_count
         start, end = trace.window
         root = trace.root
         line: Line = [
-            (f"{trace.trace_id}  {when(start)[5:19]}  ", "detail"),
+            (f"{trace.trace_id[:_ID_CELLS]}  {when(start)[5:19]}  ", "detail"),
             (f"{labels.text(duration(end - start)):>8} ", "bold"),
             (f"{len(trace.spans) - kernel:>6,} {kernel:>7,} ", ""),
             (f"{errors or '':>6}", "error"),

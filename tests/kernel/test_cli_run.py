@@ -122,6 +122,56 @@ def test_late_sdk(ebpftrace, script):
     assert ["late"] * 3 == done.stdout.split()
 
 
+RACE = """
+    import threading
+    from opentelemetry import trace
+    tracer = trace.get_tracer("app")
+    ready = threading.Barrier(8)
+    def work():
+        ready.wait()
+        with tracer.start_as_current_span("root"):
+            for _ in range(3):
+                with tracer.start_as_current_span("child"):
+                    pass
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+"""
+
+WORKERS = """
+    import multiprocessing, sys, time
+    from opentelemetry import trace
+    tracer = trace.get_tracer("app")
+    def work(number):
+        with tracer.start_as_current_span(f"worker {number}"):
+            time.sleep(0.01)
+    if __name__ == "__main__":
+        with tracer.start_as_current_span("parent"):
+            pass
+        context = multiprocessing.get_context(sys.argv[1])
+        workers = [context.Process(target=work, args=(number,)) for number in range(2)]
+        [worker.start() for worker in workers]
+        [worker.join() for worker in workers]
+"""
+
+
+def test_first_spans_race(ebpftrace, script, tmp_path):
+    """Threads that make the first spans at the same moment wait for the SDK: no span is lost, no trace torn."""
+    ebpftrace("run", "--enable", "none", "--output", "t.jsonl", "--", sys.executable, script(RACE))
+    traces = build_traces(spans_of(tmp_path / "t.jsonl"))
+
+    assert [("root", 4)] * 8 == [(trace.root.name, len(trace.spans)) for trace in traces]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers(ebpftrace, script, tmp_path, method):
+    """Workers of multiprocessing export their spans before they end."""
+    done = ebpftrace("run", "--output", "t.jsonl", "--", sys.executable, script(WORKERS), method)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert {"parent", "worker 0", "worker 1"} == {s.name for s in spans_of(tmp_path / "t.jsonl") if not s.kernel}
+
+
 def test_enable_none(ebpftrace, script, tmp_path):
     """With `--enable none` there is the breakdown and no kernel span."""
     ebpftrace("run", "--enable", "none", "--output", "t.jsonl", "--", sys.executable, script(PLAIN))
