@@ -8,6 +8,10 @@ MAKEFLAGS += --no-builtin-rules
 # Overridable: the Python that .venv is made of, and whether a kernel test that cannot run is an error
 export PYTHON ?=
 export EBPFTRACE_KERNEL_TESTS ?= 1
+# Not empty: build libbpf though the distribution's is new enough
+export EBPFTRACE_BUILD_LIBBPF ?=
+# The one that scripts/setup.sh builds where the distribution's is too old
+export PKG_CONFIG_PATH := $(if $(PKG_CONFIG_PATH),$(PKG_CONFIG_PATH):)$(CURDIR)/build/libbpf/lib/pkgconfig
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
@@ -78,7 +82,7 @@ clean: ## Remove what was built, .venv too
 # --- set-up, each step once --------------------------------------------------------
 
 # A .venv that works and is new enough is kept
-$(STAMPS)/venv: scripts/setup.sh scripts/python.sh scripts/requirements.py pyproject.toml
+$(STAMPS)/venv: scripts/setup.sh scripts/libbpf.sh scripts/python.sh scripts/requirements.py pyproject.toml
 	scripts/setup.sh
 	@mkdir -p $(@D)
 	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -156,6 +156,7 @@ def compile_bpf(source: str, *defines: str) -> bytes:
     multiarch = f"/usr/include/{platform.machine()}-linux-gnu"
     flags = ["-g", "-O2", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-Wno-unused-parameter"]
     flags += [f"-D__TARGET_ARCH_{_ARCHES[platform.machine()]}", f"-I{ROOT}/bpf", f"-I{ROOT}/bpf/include"]
+    flags.append(f"-I{ROOT}/build/libbpf/include")  # where set-up builds libbpf when the machine's is too old
     flags += ["-idirafter", multiarch, *(f"-D{define}" for define in defines)]
     return _run([clang, *flags, "-c", str(HERE / source), "-o", "-"])
 

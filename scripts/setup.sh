@@ -7,6 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# where scripts/libbpf.sh puts what it builds; the Makefile exports the same
+export PKG_CONFIG_PATH=${PKG_CONFIG_PATH:+$PKG_CONFIG_PATH:}$PWD/build/libbpf/lib/pkgconfig
+
 clang_newest=22
 clang_oldest=15 # clang 14 crashes on relocatable bit field reads
 
@@ -25,14 +28,28 @@ have_cmake() {
 
 # pkg-config also checks libelf and zlib, which libbpf asks for
 have_libbpf() {
+	[ -z "${EBPFTRACE_BUILD_LIBBPF:-}" ] || [ -e build/libbpf/lib/pkgconfig/libbpf.pc ] || return
 	command -v pkg-config >/dev/null && pkg-config --exists 'libbpf >= 1.0'
+}
+
+# Is libbpf to be built?  Where the archive's is too old, or where somebody asks for it.
+builds_libbpf() {
+	[ -n "${EBPFTRACE_BUILD_LIBBPF:-}" ] || { apt_offers libbpf-dev && ! apt_offers libbpf-dev 1.0; }
+}
+
+libbpf_packages() {
+	if builds_libbpf; then
+		scripts/libbpf.sh missing
+	else
+		echo libbpf-dev
+	fi
 }
 
 have_clang() {
 	local version suffix
 	for version in $(seq $clang_newest -1 $clang_oldest) ''; do
 		suffix=${version:+-$version}
-		command -v "clang$suffix" >/dev/null && command -v "llvm-strip$suffix" >/dev/null || continue
+		{ command -v "clang$suffix" && command -v "llvm-strip$suffix"; } >/dev/null || continue
 		at_least "$("clang$suffix" -dumpversion)" $clang_oldest && return
 	done
 	return 1
@@ -75,7 +92,7 @@ missing_packages() {
 	have_cmake || echo cmake
 	command -v ninja >/dev/null || echo ninja-build
 	command -v pkg-config >/dev/null || echo pkg-config
-	have_libbpf || echo libbpf-dev
+	have_libbpf || libbpf_packages
 	have_clang || clang_packages
 	scripts/python.sh >/dev/null 2>&1 || { [ -n "${PYTHON:-}" ] || python_packages; }
 }
@@ -110,6 +127,8 @@ known() {
 
 no_new_libbpf() {
 	fail "this distribution's libbpf-dev is older than 1.0 (Ubuntu 22.04 has 0.5), and ebpftrace needs 1.0 or newer.
+Its archive has no kernel source package of 6.0 or newer either (linux-source-6.x or linux-hwe-6.x-source-6.x.0)
+that libbpf could be built from; on Ubuntu, are jammy-updates and universe enabled in /etc/apt?
 Build libbpf from its own sources and tell pkg-config where it is:
     make -C libbpf/src install PREFIX=/opt/libbpf LIBDIR=/opt/libbpf/lib
     export PKG_CONFIG_PATH=/opt/libbpf/lib/pkgconfig
@@ -125,13 +144,13 @@ install_missing() {
 		apt update || fail "apt-get update failed (no network?); needed: ${packages[*]}"
 		collect # now with what the archive really offers
 	fi
-	if ! have_libbpf && apt_offers libbpf-dev && ! apt_offers libbpf-dev 1.0; then
+	if ! have_libbpf && builds_libbpf && ! scripts/libbpf.sh package >/dev/null; then
 		no_new_libbpf
 	fi
 	echo "setup: apt-get install ${packages[*]}"
 	if ! apt install -y --no-install-recommends "${packages[@]}"; then
 		# the usual reason: old lists, whose files the archive no longer has
-		apt update && apt install -y --no-install-recommends "${packages[@]}" ||
+		{ apt update && apt install -y --no-install-recommends "${packages[@]}"; } ||
 			fail "apt-get could not install: ${packages[*]}" "install it by hand, then run make again"
 	fi
 }
@@ -139,6 +158,13 @@ install_missing() {
 collect
 if [ "${#packages[@]}" -gt 0 ]; then
 	install_missing
+fi
+if ! have_libbpf && builds_libbpf; then
+	scripts/libbpf.sh build
+	have_libbpf || fail "libbpf was built in build/libbpf, but pkg-config does not take it:
+$(pkg-config --print-errors --exists 'libbpf >= 1.0' 2>&1)"
+fi
+if [ "${#packages[@]}" -gt 0 ]; then
 	collect
 	[ "${#packages[@]}" -eq 0 ] || fail "installed, but still not found: ${packages[*]}"
 fi

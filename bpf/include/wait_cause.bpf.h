@@ -27,7 +27,7 @@ static const __u8 syscall_waits[SYSCALLS] = {
 	[__NR_ioctl] = WAIT_BY_FD, [__NR_close] = WAIT_BY_FD,
 
 	[__NR_ppoll] = WAIT_BY_POLL, [__NR_pselect6] = WAIT_BY_SELECT,
-	[__NR_epoll_pwait] = EBT_NETWORK, [__NR_epoll_pwait2] = EBT_NETWORK,
+	[__NR_epoll_pwait] = EBT_NETWORK, [441 /* epoll_pwait2 */] = EBT_NETWORK,
 	[__NR_accept] = EBT_NETWORK, [__NR_accept4] = EBT_NETWORK, [__NR_connect] = EBT_NETWORK,
 	[__NR_sendto] = EBT_NETWORK, [__NR_recvfrom] = EBT_NETWORK,
 	[__NR_sendmsg] = EBT_NETWORK, [__NR_recvmsg] = EBT_NETWORK,

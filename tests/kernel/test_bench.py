@@ -36,7 +36,7 @@ def figures(request):
     missing = [module for module in NEEDS.get(request.param, ()) if not present(module)]
     if missing:
         pytest.skip(f"bench/{request.param}.py needs {', '.join(missing)}")
-    if not shutil.which("clang-19") and not shutil.which("clang"):
+    if not any(map(shutil.which, ["clang", *(f"clang-{version}" for version in range(15, 24))])):
         pytest.skip("the benchmarks compile BPF programs, and there is no clang")
     command = [sys.executable, BENCH / f"{request.param}.py", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
