@@ -80,7 +80,7 @@ class KernelSide:
         self._core = BpfObject(CORE, ShippedProgram(CORE).object_bytes())
 
     def load(self, settings: Settings) -> None:
-        """Load and attach.
+        """Load and attach; on an error, what is there by then is the caller's to close().
 
         Args:
             settings: which programs, and their knobs.
@@ -89,18 +89,14 @@ class KernelSide:
             EbpftraceError: the kernel refuses what no program can do without. A single program that cannot be loaded
                 is left out, with one log line.
         """
-        try:
-            _require_ring_buffers()
-            for unused in ("events", "drops"):
-                self._core.skip_map(unused)
-            self._kernel_btf = Btf.kernel()
-            self._core.load()
-            self.tgid = self._identify()
-            self._make_table()
-            self._load_all(settings)
-        except BaseException:
-            self.close()
-            raise
+        _require_ring_buffers()
+        for unused in ("events", "drops"):
+            self._core.skip_map(unused)
+        self._kernel_btf = Btf.kernel()
+        self._core.load()
+        self.tgid = self._identify()
+        self._make_table()
+        self._load_all(settings)
 
     def _identify(self) -> int:
         """This process's id to the kernel, which differs from getpid() in a pid namespace."""

@@ -351,31 +351,35 @@ def test_fork_in_start(owner, name, calls):
     assert below(found["spans"], named(found["spans"], "parent"))
 
 
-def double_fork(restart):
+def double_fork(place):
     """A grandchild whose parent had not got far: no span yet, or its own start still under way."""
     app = App()
 
     def child():
-        if restart:
-            came, go_on = _hold("ebpftrace.kernel.object:BpfObject", "attach", 1)
+        if place:
+            came, go_on = _hold(*place, 1)
             with app.span("first"):
                 came.wait()
         mine = bpf_ids()
         below = _in_child(lambda: {"ids": bpf_ids(), **_child_at_work(app)})
-        if restart:
+        if place:
             go_on.set()
         return {"mine": mine, "below": below}
 
     return _in_child(child)
 
 
-@pytest.mark.parametrize("restart", [False, True], ids=["no span", "restarting"])
-def test_double_fork(restart):
+@pytest.mark.parametrize(
+    "place",
+    [None, ("ebpftrace.runtime.session:Session", "__init__"), ("ebpftrace.kernel.object:BpfObject", "attach")],
+    ids=["no span", "before the start", "in the start"],
+)
+def test_double_fork(place):
     """The grandchild of a double fork is traced, though nothing ran in its parent yet; and holds nothing of it."""
-    found = run(double_fork, restart).value
+    found = run(double_fork, place).value
     grandchild = found["below"]
 
-    assert restart == bool(found["mine"])
+    assert bool(found["mine"]) == (place is not None and "attach" in place)
     assert [] == grandchild["ids"]
     assert grandchild["active"]
     assert below(grandchild["spans"], named(grandchild["spans"], "child"))

@@ -113,12 +113,13 @@ def test_used_again():
 def test_used_inside_itself(children):
     """One enable() may be entered again inside its own block; each end restores what was before it."""
     block = enable("sched", children=children)
-    with current(7), block:
-        outer = mask()
-        with current(8), block:
-            assert 8 == mask()[2]
-        assert outer == mask()
-    assert mask() is None
+    with current(7):
+        with block:
+            outer = mask()
+            with current(8), block:
+                assert 8 == mask()[2]
+            assert outer == mask()
+        assert mask() is None
 
 
 def test_traced_function():
