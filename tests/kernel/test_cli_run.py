@@ -182,10 +182,10 @@ def test_enable_none(ebpftrace, script, tmp_path):
 
 def test_hidden_sitecustomize(ebpftrace, script):
     """A sitecustomize that ours hides runs all the same."""
-    site = script("print('hidden')", "sitecustomize.py")
+    site = script("import os; 'EBPFTRACE_RUN' in os.environ and print('hidden')", "sitecustomize.py")
     done = ebpftrace("run", "--", sys.executable, "-c", "print('program')", env={"PYTHONPATH": str(site.parent)})
 
-    assert ["hidden", "program"] == done.stdout.split()[1:]  # the first one is of the command itself
+    assert ["hidden", "program"] == done.stdout.split()
 
 
 def test_instrument(ebpftrace, script, tmp_path):
