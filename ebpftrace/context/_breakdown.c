@@ -7,6 +7,7 @@
 
 /* Spans of one thread that are measured at the same time; of more, the older half is not. */
 #define OPEN_SPANS 256
+#define SHORT_LEAD_NS 100000
 #define CLOCKS_APART_NS 20000 /* reading two clocks takes a hundredth of that */
 
 struct account {
@@ -222,7 +223,8 @@ static int account_open(__u64 span_id, PyObject *started_ns)
 	/* They may wrap around below zero: only differences count. */
 	for (int cause = 0; cause < EBT_CAUSES; cause++)
 		account.times[cause] -= since[cause];
-	account.times[EBT_OTHER] -= unknown;
+	/* A lead as short as the SDK's own way to us, at a thread's first span: it ran on. */
+	account.times[unknown < SHORT_LEAD_NS ? EBT_ON_CPU : EBT_OTHER] -= unknown;
 	if (!self.open) {
 		self.open = malloc(sizeof(*self.open));
 		if (!self.open) {
