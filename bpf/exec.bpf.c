@@ -51,13 +51,9 @@ static __always_inline struct ebt_exec_process *procs_add(__u32 tgid)
 
 static __always_inline void submit(struct ebt_exec_process *process, __u64 now, int status)
 {
-	__u64 flags = BPF_RB_NO_WAKEUP;
-
 	process->status = status;
 	process->span.duration_ns = now - process->span.hdr.ts_ns;
-	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= ebt_wakeup_bytes)
-		flags = BPF_RB_FORCE_WAKEUP;
-	if (bpf_ringbuf_output(&events, process, sizeof(*process), flags))
+	if (bpf_ringbuf_output(&events, process, sizeof(*process), ebt_wakeup_flags()))
 		ebt_count_drop(EBT_DROP_RING_FULL);
 }
 

@@ -89,8 +89,8 @@ static __always_inline void submit_off_cpu(struct ebt_line *line, struct task_st
 	record->cpu = bpf_get_smp_processor_id();
 	record->cause = cause;
 	record->syscall = -1;
-	if (cause != EBT_RUN_QUEUE &&
-	    cause != EBT_THROTTLED) { /* those are the scheduler's doing */
+	/* Those two are the scheduler's doing: no call led to them, nobody woke it. */
+	if (cause != EBT_RUN_QUEUE && cause != EBT_THROTTLED) {
 		record->syscall = line->syscall;
 		record->waker_tid = line->waker_tid;
 		__builtin_memcpy(record->waker_comm, line->waker_comm, sizeof(record->waker_comm));
@@ -134,9 +134,9 @@ static __always_inline void switch_in(struct ebt_thread *thread, struct task_str
 		return;
 	if (line->owner != line_owner(thread->slot))
 		line_reset(line, thread->slot, now);
-	else if (
-		line->off_since) /* else its switch out was not reported: for all that is known it ran on */
+	else if (line->off_since)
 		resume(line, next, now);
+	/* else its switch out was not reported: for all that is known it ran on */
 }
 
 static __always_inline void switch_out(struct ebt_thread *thread, struct task_struct *prev,

@@ -262,17 +262,21 @@ static __always_inline void ebt_span_init(struct ebt_span *span, __u32 type, __u
 	})
 
 /*
- * Hand a record to the reader.  The reader drains the ring on a timer, so a
- * record wakes it only when much is waiting: a wake-up for each record costs
- * more than the record.
+ * How to hand over a record.  The reader drains the ring on a timer, so a record
+ * wakes it only when much is waiting: a wake-up for each record costs more than
+ * the record.
  */
+static __always_inline __u64 ebt_wakeup_flags(void)
+{
+	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= ebt_wakeup_bytes)
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+/* Hand a record of ebt_reserve() to the reader. */
 static __always_inline void ebt_submit(void *record)
 {
-	__u64 flags = BPF_RB_NO_WAKEUP;
-
-	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= ebt_wakeup_bytes)
-		flags = BPF_RB_FORCE_WAKEUP;
-	bpf_ringbuf_submit(record, flags);
+	bpf_ringbuf_submit(record, ebt_wakeup_flags());
 }
 
 #endif

@@ -8,7 +8,7 @@ import logging
 import mmap
 import os
 import struct
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.kernel._native import lib
@@ -181,12 +181,6 @@ class KernelSide:
         """In the child of a fork: let go of all file descriptors; the parent's programs run on."""
         for obj in self._objects():
             obj.forget()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _require_ring_buffers() -> None:

@@ -95,13 +95,16 @@ class ProviderBinding:
         if self._output and self._output not in bound.outputs:
             provider.add_span_processor(BatchSpanProcessor(FileSpanExporter(self._output)))
             bound.outputs.add(self._output)
-        bound.processor.connect(self._flush, measure=self._measure and _in_its_thread(provider))
+        self._connect(provider)
+
+    def _connect(self, provider: TracerProvider) -> None:
+        _bound[provider].processor.connect(self._flush, measure=self._measure and _in_its_thread(provider))
 
     def measure(self) -> None:
         """Put the breakdown on ended spans from now on: somebody counts."""
         self._measure = True
         for provider in list(self._sinks):
-            _bound[provider].processor.connect(self._flush, measure=_in_its_thread(provider))
+            self._connect(provider)
 
     def _sink(self) -> Sink:
         """The global provider's sink; else that of the provider seen last; else one of our own by OTEL_*."""

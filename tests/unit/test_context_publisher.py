@@ -10,25 +10,12 @@ import threading
 import weakref
 
 import pytest
-from context_support import SPAN_ID, TRACE_ID, Table, armed_table, context, published, runtime_context
+from context_support import SPAN_ID, TRACE_ID, Table, context, published
 from opentelemetry.context.context import Context
 from opentelemetry.trace import INVALID_SPAN, SpanContext, TraceFlags
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from ebpftrace.context import _publisher
-
-
-@pytest.fixture
-def table():
-    """A table that the publisher uses."""
-    with armed_table() as table:
-        yield table
-
-
-@pytest.fixture
-def runtime(table):
-    """A runtime context with a variable of its own."""
-    return runtime_context()
 
 
 def errors():

@@ -10,24 +10,11 @@ import sys
 import threading
 
 import pytest
-from context_support import GONE, SPAN_ID, armed_table, context, in_thread, published, runtime_context, until
+from context_support import GONE, SPAN_ID, context, in_thread, published, until
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from ebpftrace.context import _publisher
 from ebpftrace.context.hooks import MASK_KEY
-
-
-@pytest.fixture
-def table():
-    """A table that the publisher uses."""
-    with armed_table() as table:
-        yield table
-
-
-@pytest.fixture
-def runtime(table):
-    """A runtime context with a variable of its own."""
-    return runtime_context()
 
 
 def test_arm_twice(table):
