@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from ebpftrace.kernel._native import lib
 from ebpftrace.kernel.object import BpfObject
 from ebpftrace.kernel.ringbuf import RingReader
-from ebpftrace.programs import ShippedProgram
+from ebpftrace.programs import find
 from ebpftrace.runtime.loader import LoadedProgram
 from ebpftrace.runtime.reader import Reader
 from ebpftrace.settings import Settings
@@ -112,7 +112,7 @@ class Storm:
 
     def program(self) -> LoadedProgram:
         """Return it as the reader knows programs; its records are those of `sched`."""
-        plan = ProgramPlan("sched", ShippedProgram("sched").config(), self.object.btf)
+        plan = ProgramPlan("sched", find("sched").config(), self.object.btf)
         return LoadedProgram("sched", self.object, plan, 1)
 
     def blow(self, rate: float, seconds: float) -> int:

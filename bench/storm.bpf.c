@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* A producer of the scheduler's records, as many and as fast as its runner says. */
 #include "ebpftrace.bpf.h"
-#include "sched.h"
+#include "sched-trace.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

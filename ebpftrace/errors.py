@@ -27,7 +27,7 @@ class BpfError(EbpftraceError):
     """A call into the kernel's BPF subsystem failed.
 
     Args:
-        action: what was being done, in words ("load sched.bpf.o").
+        action: what was being done, in words ("load sched-trace.bpf.o").
         errno: positive errno; 4000 and above are libbpf's own and have no `os.strerror`.
         reason: text for an errno that libc does not know.
         log: the last lines libbpf said while it tried; attached as an exception note.

@@ -59,7 +59,7 @@ static __u64 spent_since(const struct recent *recent, __u64 then, __u64 spent[EB
 
 /*
  * The kernel may not report a switch in (it does not trace all of its own
- * tasks): do here what sched.bpf.c then does at the next switch out.
+ * tasks): do here what sched-trace.bpf.c then does at the next switch out.
  */
 static void account_resume(struct account *account, struct recent *recent, __u64 off_since,
 			   __u64 exec_ns)

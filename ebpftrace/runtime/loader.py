@@ -15,7 +15,7 @@ from ebpftrace.kernel._native import lib
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.maps import Map
 from ebpftrace.kernel.object import BpfObject
-from ebpftrace.programs import CORE, ShippedProgram
+from ebpftrace.programs import CORE, ShippedProgram, find
 from ebpftrace.spans.plan import ProgramPlan
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class KernelSide:
         }
         for number, name in enumerate(settings.programs):
             try:
-                self._load(ShippedProgram(name), 1 << number, knobs, settings)
+                self._load(find(name), 1 << number, knobs, settings)
             except (BpfError, UnsupportedError) as error:
                 if isinstance(error, BpfError) and error.errno in (errno.EPERM, errno.EACCES):
                     raise  # nor will the others be allowed

@@ -5,7 +5,7 @@ import pytest
 
 from ebpftrace.config import DecoderConfig, load_program_config
 from ebpftrace.errors import ConfigError
-from ebpftrace.programs import ShippedProgram, find, names
+from ebpftrace.programs import find, names
 
 GOOD = """
 description: an example
@@ -80,4 +80,4 @@ def test_not_built(monkeypatch, tmp_path):
 
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     with pytest.raises(UnsupportedError, match="pip install"):
-        ShippedProgram("sched").object_bytes()
+        find("sched").object_bytes()

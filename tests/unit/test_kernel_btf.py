@@ -11,13 +11,13 @@ from ebpftrace.kernel import btf as btf_module
 from ebpftrace.kernel._native import ffi
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.object import BpfObject, Program
-from ebpftrace.programs import ShippedProgram
+from ebpftrace.programs import find
 
 
 @pytest.fixture
 def sched():
     """The shipped object `sched`, open but not loaded: that takes no privilege."""
-    with BpfObject("sched", ShippedProgram("sched").object_bytes()) as obj:
+    with BpfObject("sched", find("sched").object_bytes()) as obj:
         yield obj
 
 
@@ -108,7 +108,7 @@ def test_broken_object(data):
 
 def test_close_twice():
     """close() may be called again."""
-    obj = BpfObject("sched", ShippedProgram("sched").object_bytes())
+    obj = BpfObject("sched", find("sched").object_bytes())
     obj.close()
     obj.close()
 

@@ -8,7 +8,7 @@ import pytest
 from ebpftrace.context import _publisher
 from ebpftrace.kernel._native import ffi, lib
 from ebpftrace.kernel.object import BpfObject
-from ebpftrace.programs import CORE, ShippedProgram, names
+from ebpftrace.programs import CORE, ShippedProgram, find, names
 from ebpftrace.runtime.loader import DROP_REASONS
 
 # OTEP 4947, thread context record: readers of others know these offsets
@@ -29,7 +29,8 @@ RECORDS = {"exec": ["ebt_exec_process"], "sched": ["ebt_sched_switch", "ebt_sche
 @pytest.fixture(scope="module", params=[CORE, *names()])
 def btf(request):
     """Types of each shipped object; reading them takes no privilege."""
-    return BpfObject(request.param, ShippedProgram(request.param).object_bytes()).btf
+    program = ShippedProgram(CORE) if request.param == CORE else find(request.param)
+    return BpfObject(request.param, program.object_bytes()).btf
 
 
 def placed(btf, name):
@@ -72,7 +73,7 @@ def test_causes(btf):
 
 def test_cause_names():
     """The names of off-CPU spans are those of the attributes, in the same order."""
-    [span] = [span for span in ShippedProgram("sched").config().tracing.spans if span.struct == "ebt_sched_off_cpu"]
+    [span] = [span for span in find("sched").config().tracing.spans if span.struct == "ebt_sched_off_cpu"]
     [name] = [label for label in span.labels if label.role == "span_name"]
     keys = {number: key.rpartition(".")[2] for number, key in enumerate(_publisher.TIME_KEYS)}
 
@@ -92,7 +93,7 @@ def test_table_size():
 @pytest.mark.parametrize(("program", "record"), [(name, record) for name in RECORDS for record in RECORDS[name]])
 def test_record_head(program, record):
     """Every record begins with the same head, and has no field that its alignment would not have."""
-    btf = BpfObject(program, ShippedProgram(program).object_bytes()).btf
+    btf = BpfObject(program, find(program).object_bytes()).btf
     fields = placed(btf, record)
 
     assert SPAN_HEAD == {
@@ -104,6 +105,6 @@ def test_record_head(program, record):
 
 def test_every_program_is_here():
     """No shipped program's records go unchecked."""
-    shipped = {name: sorted(span.struct for span in ShippedProgram(name).config().tracing.spans) for name in names()}
+    shipped = {name: sorted(span.struct for span in find(name).config().tracing.spans) for name in names()}
 
     assert {name: sorted(records) for name, records in RECORDS.items()} == shipped

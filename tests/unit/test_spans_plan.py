@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ebpftrace.config import DecoderConfig, LabelConfig
 from ebpftrace.errors import ConfigError
 from ebpftrace.kernel.object import BpfObject
-from ebpftrace.programs import ShippedProgram
+from ebpftrace.programs import find
 from ebpftrace.spans.clock import Clock
 from ebpftrace.spans.plan import ProgramPlan, RecordPlan
 
@@ -25,7 +25,7 @@ TRACE_ID, SPAN_ID = 0x0102030405060708090A0B0C0D0E0F10, 0x1112131415161718
 
 def load(program):
     """The plan of a shipped program, its object's types, and its file."""
-    shipped = ShippedProgram(program)
+    shipped = find(program)
     obj = BpfObject(program, shipped.object_bytes())
     return ProgramPlan(program, shipped.config(), obj.btf), obj.btf, shipped.config()
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Records of sched.bpf.c. */
+/* Records of sched-trace.bpf.c. */
 #ifndef EBPFTRACE_SCHED_H
 #define EBPFTRACE_SCHED_H
 

@@ -4,7 +4,7 @@
  * publishes its context, and spans for the contexts that enabled this program.
  */
 #include "ebpftrace.bpf.h"
-#include "sched.h"
+#include "sched-trace.h"
 #include "wait_cause.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

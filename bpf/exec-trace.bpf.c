@@ -4,7 +4,7 @@
  * below a configured root, is a span from its exec to its end.
  */
 #include "ebpftrace.bpf.h"
-#include "exec.h"
+#include "exec-trace.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

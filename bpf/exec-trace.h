@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Records of exec.bpf.c. */
+/* Records of exec-trace.bpf.c. */
 #ifndef EBPFTRACE_EXEC_H
 #define EBPFTRACE_EXEC_H
 
