@@ -24,7 +24,12 @@ class KernelSpan(msgspec.Struct, frozen=True, gc=False):
         end_ns: epoch nanoseconds.
         attributes: typed attributes.
         program: stem of the program that submitted the record.
-        error: description of the failure; None when the traced operation succeeded.
+        error: description of the failure, which makes the status an error; None when there was none.
+        status: "unset", "ok" or "error"; `error` wins.
+        kind: "internal", "server", "client", "producer" or "consumer".
+        service: `service.name` of its resource; "" = the sink's own.
+        links: (trace id, span id) of spans elsewhere that have to do with it.
+        events: (name, epoch nanoseconds) of what happened within it.
     """
 
     trace_id: int
@@ -36,3 +41,8 @@ class KernelSpan(msgspec.Struct, frozen=True, gc=False):
     attributes: dict[str, AttributeValue]
     program: str
     error: str | None = None
+    status: str = "unset"
+    kind: str = "internal"
+    service: str = ""
+    links: tuple[tuple[int, int], ...] = ()
+    events: tuple[tuple[str, int], ...] = ()
