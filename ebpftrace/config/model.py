@@ -141,8 +141,8 @@ class ProgramConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tracing: its spans.
         kaddrs: kernel symbols whose addresses go into `const volatile kaddr_<symbol>` before loading.
         cgroup_id_map: a map to fill.
-        knobs: what the agent sets before loading: a number or boolean for a `const volatile` variable; a list of texts for
-            a hash map of that name with char[] keys. Applications set theirs by `ebpftrace.start()`.
+        knobs: what the agent sets before loading: a number or boolean for a `const volatile` variable; a list of texts
+            for a hash map of that name with char[] keys. Applications set theirs by `ebpftrace.start()`.
         metrics: ebpf_exporter's other half; accepted and ignored.
     """
 
