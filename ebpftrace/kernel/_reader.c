@@ -73,15 +73,17 @@ size_t ebt_log_take(char *text, size_t size)
 
 #define MAX_RINGS 64
 
+/* A libbpf reader each: so one can go while the others stay, and a busy one cannot starve them. */
 struct ring {
 	struct ebt_reader *reader;
+	struct ring_buffer *buffer;
 	unsigned int id;
 };
 
 struct ebt_reader {
-	struct ring_buffer *rings;
-	struct ring ring[MAX_RINGS];
+	struct ring *ring[MAX_RINGS];
 	unsigned int count;
+	unsigned int next; /* whose turn it is to be looked into first */
 	int wake_fd;
 	char *data;
 	size_t used, capacity;
@@ -132,22 +134,42 @@ struct ebt_reader *ebt_reader_new(void)
 int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int id)
 {
 	struct ring *ring;
-	int error = 0;
 
 	if (reader->count == MAX_RINGS)
 		return -E2BIG;
-	ring = &reader->ring[reader->count];
+	ring = calloc(1, sizeof(*ring));
+	if (!ring)
+		return -ENOMEM;
 	ring->reader = reader;
 	ring->id = id;
-	if (!reader->rings) {
-		reader->rings = ring_buffer__new(map_fd, keep_record, ring, NULL);
-		error = reader->rings ? 0 : -errno;
-	} else {
-		error = ring_buffer__add(reader->rings, map_fd, keep_record, ring);
+	ring->buffer = ring_buffer__new(map_fd, keep_record, ring, NULL);
+	if (!ring->buffer) {
+		int error = -errno;
+
+		free(ring);
+		return error;
 	}
-	if (!error)
-		reader->count++;
-	return error;
+	reader->ring[reader->count++] = ring;
+	return 0;
+}
+
+static void ring_free(struct ring *ring)
+{
+	ring_buffer__free(ring->buffer);
+	free(ring);
+}
+
+int ebt_reader_remove(struct ebt_reader *reader, unsigned int id)
+{
+	for (unsigned int i = 0; i < reader->count; i++) {
+		if (reader->ring[i]->id != id)
+			continue;
+		ring_free(reader->ring[i]);
+		reader->ring[i] = reader->ring[--reader->count];
+		reader->next = 0;
+		return 0;
+	}
+	return -ENOENT;
 }
 
 static long long now_ms(void)
@@ -158,24 +180,36 @@ static long long now_ms(void)
 	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
 }
 
+/* Empty the rings into the batch, in turns: the one that filled it is the last to be looked into next time. */
 static int consume(struct ebt_reader *reader)
 {
-	int result = reader->rings ? ring_buffer__consume(reader->rings) : 0;
+	unsigned int count = reader->count, first = reader->next;
 
-	return result < 0 && result != -ENOBUFS ? result : 0;
+	for (unsigned int i = 0; i < count; i++) {
+		unsigned int turn = (first + i) % count;
+		int result = ring_buffer__consume(reader->ring[turn]->buffer);
+
+		if (result == -ENOBUFS) {
+			reader->next = (turn + 1) % count;
+			return 0;
+		}
+		if (result < 0)
+			return result;
+	}
+	return 0;
 }
 
 int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
 		    struct ebt_batch *batch)
 {
-	struct pollfd fds[2] = {
-		{ .fd = reader->wake_fd, .events = POLLIN },
-		{ .fd = reader->rings ? ring_buffer__epoll_fd(reader->rings) : -1,
-		  .events = POLLIN },
-	};
+	struct pollfd fds[1 + MAX_RINGS] = { { .fd = reader->wake_fd, .events = POLLIN } };
 	long long deadline = now_ms() + timeout_ms;
 	int error, woken = 0;
 
+	/* the map's own descriptor would be ready for any unread record, this one is when a record asked for it */
+	for (unsigned int i = 0; i < reader->count; i++)
+		fds[1 + i] = (struct pollfd){ .fd = ring_buffer__epoll_fd(reader->ring[i]->buffer),
+					      .events = POLLIN };
 	reader->used = 0;
 	reader->records = 0;
 	/* a look before the first wait: a batch that was full left records behind */
@@ -185,8 +219,9 @@ int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
 
 		if (left <= 0)
 			break;
-		if (poll(fds, 2, left < interval_ms ? (int)left : interval_ms) < 0 &&
-		    errno != EINTR)
+		int patience = left < interval_ms ? (int)left : interval_ms;
+
+		if (poll(fds, 1 + reader->count, patience) < 0 && errno != EINTR)
 			return -errno;
 		if (fds[0].revents) {
 			uint64_t count;
@@ -214,7 +249,8 @@ void ebt_reader_free(struct ebt_reader *reader)
 {
 	if (!reader)
 		return;
-	ring_buffer__free(reader->rings);
+	while (reader->count)
+		ring_free(reader->ring[--reader->count]);
 	if (reader->wake_fd >= 0)
 		close(reader->wake_fd);
 	free(reader->data);

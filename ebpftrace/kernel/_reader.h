@@ -29,7 +29,10 @@ struct ebt_batch {
 };
 
 struct ebt_reader *ebt_reader_new(void);
+/* The map must outlive its place in the reader.  Not while another thread is in ebt_reader_wait(). */
 int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int ring);
+/* What is unread in it is not read; so wait for an empty batch first.  -ENOENT: it is not there. */
+int ebt_reader_remove(struct ebt_reader *reader, unsigned int ring);
 /*
  * Wait until records are there or ebt_reader_wake() was called, looking into
  * the rings each `interval_ms`; at most `timeout_ms`.  The batch is valid until

@@ -26,10 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One function of an object: its name and the hook it asks for ("tp_btf/sched_switch")."""
+    """One function of an object.
+
+    Args:
+        name: of the C function.
+        section: the hook it asks for ("tp_btf/sched_switch").
+        optional: not loaded unless asked for: the section's name began with "?".
+    """
 
     name: str
     section: str
+    optional: bool = False
 
 
 class BpfObject:
@@ -54,6 +61,14 @@ class BpfObject:
         pointer = lib.bpf_object__open_mem(ffi.from_buffer(data), len(data), options)
         self._object: Any = check_pointer(f"open the BPF object {name!r}", pointer, LoadError)
         self._links: list[Any] = []
+        self._functions = [
+            Program(
+                _text(lib.bpf_program__name(each)),
+                _text(lib.bpf_program__section_name(each)),
+                optional=not lib.bpf_program__autoload(each),
+            )
+            for each in self._each()
+        ]
 
     # --- before load()
 
@@ -64,7 +79,7 @@ class BpfObject:
 
     def programs(self) -> list[Program]:
         """Return the object's functions."""
-        return [Program(_text(lib.bpf_program__name(p)), _text(lib.bpf_program__section_name(p))) for p in self._each()]
+        return list(self._functions)
 
     def _each(self) -> Iterator[Any]:
         program = lib.bpf_object__next_program(self._object, ffi.NULL)
@@ -157,19 +172,35 @@ class BpfObject:
         """Return the names of all maps, libbpf's own data maps included."""
         return [_text(lib.bpf_map__name(each)) for each in self._each_map()]
 
+    def ring_names(self) -> list[str]:
+        """Return the names of the ring buffers."""
+        ring = int(lib.BPF_MAP_TYPE_RINGBUF)
+        return [_text(lib.bpf_map__name(each)) for each in self._each_map() if lib.bpf_map__type(each) == ring]
+
     def attach(self) -> None:
         """Attach every loaded function that names its own hook.
 
         Raises:
             AttachError: one of them could not be; what was attached before it stays until close().
         """
-        for program in self._each():
-            if not lib.bpf_program__autoload(program) or "/" not in _text(lib.bpf_program__section_name(program)):
+        for _, error in self.attach_each():
+            if error is not None:
+                raise error
+
+    def attach_each(self) -> Iterator[tuple[Program, AttachError | None]]:
+        """Attach the loaded functions that name their own hooks one by one; yield each, and why it could not be."""
+        for program, function in zip(self._each(), self._functions, strict=True):
+            if not lib.bpf_program__autoload(program) or "/" not in function.section:
                 continue
             take_log()
             link = lib.bpf_program__attach(program)
-            hook = _text(lib.bpf_program__section_name(program))
-            self._links.append(check_pointer(f"attach {self.name!r} to {hook}", link, AttachError))
+            try:
+                action = f"attach {self.name!r} to {function.section}"
+                self._links.append(check_pointer(action, link, AttachError))
+            except AttachError as error:
+                yield function, error
+            else:
+                yield function, None
 
     def run_once(self, program: str) -> int:
         """Run a raw tracepoint function once, in this thread's context; return its result.

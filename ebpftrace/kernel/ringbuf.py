@@ -66,8 +66,15 @@ class RingReader:
         self._batch = ffi.new("struct ebt_batch *")
 
     def add(self, ring_map: Map, ring: int) -> None:
-        """Read one more ring buffer; its records come with the number `ring`."""
+        """Read one more ring buffer; its records come with the number `ring`. Not while another thread is in wait().
+
+        The map must stay open until it is removed here, or until close().
+        """
         check(f"read the ring buffer {ring_map.name!r}", lib.ebt_reader_add(self._reader, ring_map.fd, ring))
+
+    def remove(self, ring: int) -> None:
+        """Stop reading a ring buffer; what is unread in it stays unread. Not while another thread is in wait()."""
+        check(f"let go of ring buffer {ring}", lib.ebt_reader_remove(self._reader, ring))
 
     def wait(self, *, interval_ms: int, timeout_ms: int) -> Batch:
         """Return the next records; none when woken or out of time.

@@ -15,27 +15,22 @@ from ebpftrace.kernel._native import lib
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.maps import Map
 from ebpftrace.kernel.object import BpfObject
-from ebpftrace.programs import CORE, ShippedProgram, find
+from ebpftrace.programs import find
+from ebpftrace.programs.choose import choose_functions, kernel_knobs
+from ebpftrace.programs.core import TABLES, TEMPLATES, Core, read_drops, size_rings
 from ebpftrace.spans.plan import ProgramPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ebpftrace.programs import ShippedProgram
     from ebpftrace.settings import Settings
 
 logger = logging.getLogger("ebpftrace.runtime")
 
-DROP_REASONS = ("ring_full", "map_full")
-"""Order of `enum ebt_drop` in bpf/include/ebpftrace_abi.h."""
-
-_TABLES = ("processes", "lines")
-_SHARED_MAPS = (*_TABLES, "publishers")
-_TEMPLATES = ("slots", "thread_lines")
 _ROOT_NAME_BYTES = 64
 _COMM_BYTES = 15
 _PROCS = "procs"
-# A record must reach its span within 100 ms even when the ring is far from full; see runtime.reader
-_WAKEUP_SHARE = 4
 
 
 class LoadedProgram:
@@ -54,16 +49,11 @@ class LoadedProgram:
         self.plan = plan
         self.bit = bit
         self.events = obj.map(plan.ringbuf)
-        self._drops = obj.map("drops")
         self._procs = obj.map(_PROCS) if _PROCS in obj.map_names() else None
 
     def drops(self) -> dict[str, int]:
         """Return the records lost in the kernel, by reason."""
-        counts = {}
-        for number, reason in enumerate(DROP_REASONS):
-            cpus = self._drops.lookup_per_cpu(struct.pack("=I", number))
-            counts[reason] = sum(struct.unpack("=Q", cpu)[0] for cpu in cpus)
-        return counts
+        return read_drops(self.object)
 
     def running(self) -> int | None:
         """Return how many traced processes run still, whose spans come when they end; None: it traces none."""
@@ -77,7 +67,7 @@ class KernelSide:
         self.programs: list[LoadedProgram] = []
         self.failed: dict[str, EbpftraceError] = {}
         self._loading: BpfObject | None = None
-        self._core = BpfObject(CORE, ShippedProgram(CORE).object_bytes())
+        self._core = Core()
 
     def load(self, settings: Settings) -> None:
         """Load and attach; on an error, what is there by then is the caller's to close().
@@ -90,8 +80,6 @@ class KernelSide:
                 is left out, with one log line.
         """
         _require_ring_buffers()
-        for unused in ("events", "drops"):
-            self._core.skip_map(unused)
         self._kernel_btf = Btf.kernel()
         self._core.load()
         self.tgid = self._identify()
@@ -101,16 +89,16 @@ class KernelSide:
     def _identify(self) -> int:
         """This process's id to the kernel, which differs from getpid() in a pid namespace."""
         try:
-            return self._core.run_once("identify")
+            return self._core.object.run_once("identify")
         except BpfError as error:
             logger.debug("the kernel cannot run a program once (%s); taking getpid()", error)
             return os.getpid()
 
     def _make_table(self) -> None:
         # the core object's own arrays: inner maps must be like their template to the last detail of their BTF
-        self.slots, self.lines = (self._core.map(name) for name in _TEMPLATES)
+        self.slots, self.lines = (self._core.map(name) for name in TEMPLATES)
         key = struct.pack("=I", self.tgid)
-        for shared, table in zip(_TABLES, (self.slots, self.lines), strict=True):
+        for shared, table in zip(TABLES, (self.slots, self.lines), strict=True):
             self._core.map(shared).update(key, struct.pack("=I", table.fd))
         word, bit = divmod(self.tgid, 64)
         self._core.map("publishers").update(
@@ -119,7 +107,7 @@ class KernelSide:
 
     def _load_all(self, settings: Settings) -> None:
         knobs = {
-            "has_prev_state": int(self._kernel_btf.tracepoint_arguments("sched_switch") >= 4),
+            **kernel_knobs(self._kernel_btf),
             "min_off_cpu_ns": settings.min_off_cpu_us * 1000,
             "has_roots": int(bool(settings.exec_roots)),
         }
@@ -136,19 +124,14 @@ class KernelSide:
         self._loading = obj = BpfObject(program.name, program.object_bytes())
         try:
             plan = ProgramPlan(program.name, program.config(), obj.btf)
-            ring_bytes = settings.ring_kib * 1024
             obj.set_rodata("ebt_program_bit", bit)
-            obj.set_rodata("ebt_wakeup_bytes", ring_bytes // _WAKEUP_SHARE)
             present = obj.btf.variables(".rodata")
             for knob, value in knobs.items():
                 if knob in present:
                     obj.set_rodata(knob, value)
-            obj.set_ring_bytes(plan.ringbuf, ring_bytes)
-            _choose_functions(obj, self._kernel_btf)
-            for name in _SHARED_MAPS:
-                obj.share_map(name, self._core.map(name))
-            for name in _TEMPLATES:
-                obj.skip_map(name)
+            size_rings(obj, settings.ring_kib * 1024)
+            _choose(obj, self._kernel_btf)
+            self._core.lend(obj)
             obj.load()
             if "roots" in obj.map_names():
                 roots = obj.map("roots")
@@ -170,7 +153,7 @@ class KernelSide:
 
     def _objects(self) -> list[BpfObject]:
         loading = [self._loading] if self._loading is not None else []
-        return [*(program.object for program in self.programs), *loading, self._core]
+        return [*(program.object for program in self.programs), *loading, self._core.object]
 
     def close(self) -> None:
         """Detach and unload everything; idempotent."""
@@ -195,20 +178,14 @@ def _require_ring_buffers() -> None:
         ) from error
 
 
-def _choose_functions(obj: BpfObject, kernel: Btf) -> None:
-    """Load those functions whose BTF tracepoints this kernel has.
+def _choose(obj: BpfObject, kernel: Btf) -> None:
+    """Load those functions whose hooks this kernel has.
 
     Raises:
         UnsupportedError: it has none of them.
     """
-    missing = []
-    functions = obj.programs()
-    for function in functions:
-        kind, _, hook = function.section.partition("/")
-        if kind == "tp_btf" and not kernel.has_tracepoint(hook):
-            missing.append(hook)
-            obj.set_autoload(function.name, autoload=False)
-    if len(missing) == len(functions):
-        raise UnsupportedError(f"the program {obj.name!r}", f"this kernel has no tracepoint {', '.join(missing)}")
-    if missing:
-        logger.warning("the program %r does without %s, which this kernel does not have", obj.name, ", ".join(missing))
+    missing = choose_functions(obj, kernel)
+    if len(missing) == sum(not function.optional for function in obj.programs()):
+        raise UnsupportedError(f"the program {obj.name!r}", "; ".join(missing.values()))
+    for hook, reason in missing.items():
+        logger.warning("the program %r does without %s: %s", obj.name, hook, reason)

@@ -19,11 +19,14 @@ from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.settings import Settings, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from ebpftrace.runtime.loader import KernelSide
+    from ebpftrace.kernel.ringbuf import Batch
+    from ebpftrace.runtime.loader import KernelSide, LoadedProgram
     from ebpftrace.runtime.otel import ProviderBinding
-    from ebpftrace.runtime.reader import Reader
+    from ebpftrace.spans.clock import Clock
+    from ebpftrace.spans.model import KernelSpan
+    from ebpftrace.spans.reader import Reader
 
 logger = logging.getLogger("ebpftrace")
 
@@ -78,8 +81,8 @@ class Session:
         from ebpftrace.context.enable import program_mask, set_program_bits
         from ebpftrace.runtime.loader import KernelSide
         from ebpftrace.runtime.otel import ProviderBinding
-        from ebpftrace.runtime.reader import Reader
         from ebpftrace.spans.clock import namespace_offset_ns
+        from ebpftrace.spans.reader import Reader
 
         global _imported  # noqa: PLW0603
         _imported = True
@@ -89,7 +92,8 @@ class Session:
         kernel.load(settings)
         if not kernel.programs:
             raise UnsupportedError("every program", "; ".join(str(error) for error in kernel.failed.values()))
-        self._reader = Reader(kernel.programs, self._binding.emit)
+        rings = {number: program.events for number, program in enumerate(kernel.programs)}
+        self._reader = Reader(rings, _decoding(kernel.programs, self._binding.emit))
         set_program_bits(kernel.bits())
         _publisher.set_default_mask(program_mask(settings.enable) if settings.enable else 0)
         _publisher.arm(kernel.slots.fd, kernel.lines.fd, namespace_offset_ns())
@@ -177,6 +181,22 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+def _decoding(
+    programs: Sequence[LoadedProgram], emit: Callable[[list[KernelSpan]], None]
+) -> Callable[[Batch, Clock], None]:
+    def consume(batch: Batch, clock: Clock) -> None:
+        places: list[list[tuple[int, int]]] = [[] for _ in programs]
+        for ring, offset, size in batch:
+            places[ring].append((offset, size))
+        spans: list[KernelSpan] = []
+        for program, found in zip(programs, places, strict=True):
+            if found:
+                spans += program.plan.decode(batch.data, found, clock)
+        emit(spans)
+
+    return consume
 
 
 def _refuse_early(settings: Settings) -> None:

@@ -242,7 +242,7 @@ def failing_start(place):
     [
         "ebpftrace.context._publisher.arm",
         "ebpftrace.context.hooks.install",
-        "ebpftrace.runtime.reader.Reader",
+        "ebpftrace.spans.reader.Reader",
         "ebpftrace.runtime.otel.ProviderBinding",
     ],
 )

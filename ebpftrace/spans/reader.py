@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The background thread: ring buffers → spans → sink."""
+"""The background thread that empties the ring buffers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from ebpftrace.kernel.ringbuf import Batch, RingReader, name_thread
 from ebpftrace.spans.clock import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
-    from ebpftrace.runtime.loader import LoadedProgram
-    from ebpftrace.spans.model import KernelSpan
+    from ebpftrace.kernel.maps import Map
 
-logger = logging.getLogger("ebpftrace.runtime")
+logger = logging.getLogger("ebpftrace.spans")
 
 # Programs do not wake the reader for single records, so an idle ring shows its spans after this long at most
 INTERVAL_MS = 50
@@ -30,14 +29,17 @@ class Reader:
     """Drains all rings until it is closed.
 
     Args:
-        programs: whose rings.
-        emit: takes the spans, in this thread.
+        rings: by the number that their records come with.
+        consume: takes each batch, in this thread, before the next one is read.
+        clock: refreshed in this thread.
     """
 
-    def __init__(self, programs: Sequence[LoadedProgram], emit: Callable[[list[KernelSpan]], None]) -> None:
-        self._programs = list(programs)
-        self._emit = emit
-        self._clock = Clock()
+    def __init__(
+        self, rings: Mapping[int, Map], consume: Callable[[Batch, Clock], None], *, clock: Clock | None = None
+    ) -> None:
+        self._consume = consume
+        self._clock = clock or Clock()
+        self._changes: list[Callable[[RingReader], None]] = []
         self._rings = RingReader()
         self._stop = False
         self._condition = threading.Condition()
@@ -50,8 +52,8 @@ class Reader:
         self._in_hand = 0
         self._thread = threading.Thread(target=self._run, name="ebpftrace-reader", daemon=True)
         try:
-            for ring, program in enumerate(self._programs):
-                self._rings.add(program.events, ring)
+            for number, ring in rings.items():
+                self._rings.add(ring, number)
             self._thread.start()
         except BaseException:
             self._rings.close()
@@ -73,6 +75,7 @@ class Reader:
         while True:
             stop, asked = self._stop, self._asked
             try:
+                self._change()
                 emptied = self._round()
             except Exception:  # noqa: BLE001
                 self._failed()  # the thread must live: the rings fill up without it
@@ -86,6 +89,12 @@ class Reader:
                 self._clock.refresh()
                 next_refresh = time.monotonic() + _ROUND_MS / 1000
 
+    def _change(self) -> None:
+        with self._condition:
+            changes, self._changes = self._changes, []
+        for change in changes:
+            change(self._rings)
+
     def _round(self) -> bool:
         """Pass on what is there; return whether that was all."""
         waiting = self._stop or self._asked != self._answered
@@ -93,19 +102,9 @@ class Reader:
         if batch.records:
             self.batches += 1
             self._in_hand = batch.records
-            self._emit(self._decode(batch))
+            self._consume(batch, self._clock)
             self._in_hand = 0
         return batch.last
-
-    def _decode(self, batch: Batch) -> list[KernelSpan]:
-        places: list[list[tuple[int, int]]] = [[] for _ in self._programs]
-        for ring, offset, size in batch:
-            places[ring].append((offset, size))
-        spans: list[KernelSpan] = []
-        for program, found in zip(self._programs, places, strict=True):
-            if found:
-                spans += program.plan.decode(batch.data, found, self._clock)
-        return spans
 
     def _failed(self) -> None:
         self.errors += 1
@@ -132,6 +131,20 @@ class Reader:
             mine = self._asked
             self._rings.wake()  # with the lock held: the thread cannot end now, nor close() free the rings
             return self._condition.wait_for(lambda: self._ended or self._answered >= mine, timeout_s)
+
+    def between_batches(self, change: Callable[[RingReader], None], timeout_s: float) -> bool:
+        """Run `change` in the reader's thread, while it holds no batch; False when it did not get to it in time.
+
+        For adding and removing rings. When this returns, what was in all rings before has been emitted too.
+        """
+        with self._condition:
+            self._changes.append(change)
+        return self.flush(timeout_s) and not self._ended
+
+    @property
+    def alive(self) -> bool:
+        """Does the thread run?"""
+        return self._thread.is_alive()
 
     @property
     def current(self) -> bool:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which functions of an object this kernel can run: found out by asking and trying, before anything is loaded.
+
+libbpf loads an object whole or not at all, so one hook that the kernel lacks would take the others with it. Functions
+in sections that begin with "?" are extras: loaded where the kernel allows, and not missed where it does not. An object
+learns which of them it has from its knobs `has_<function>`.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from ebpftrace.kernel._native import lib, take_log
+
+if TYPE_CHECKING:
+    from ebpftrace.kernel.btf import Btf
+    from ebpftrace.kernel.object import BpfObject
+
+_TRAMPOLINES = {"fentry": lib.BPF_TRACE_FENTRY, "fexit": lib.BPF_TRACE_FEXIT}
+
+
+def choose_functions(obj: BpfObject, kernel: Btf) -> dict[str, str]:
+    """Have `obj` load what this kernel can run.
+
+    Args:
+        obj: opened, not loaded.
+        kernel: the kernel's types.
+
+    Returns:
+        Why a function's hook was left out, by the hook ("tp_btf/block_rq_insert"); extras are not among them.
+    """
+    missing = {}
+    knobs = obj.btf.variables(".rodata")
+    for function in obj.programs():
+        reason = _refused(function.section, kernel)
+        if function.optional:
+            obj.set_autoload(function.name, autoload=not reason)
+            if not reason and f"has_{function.name}" in knobs:
+                obj.set_rodata(f"has_{function.name}", 1)
+        elif reason:
+            obj.set_autoload(function.name, autoload=False)
+            missing[function.section] = reason
+    return missing
+
+
+def _refused(section: str, kernel: Btf) -> str:
+    """Why a hook cannot be had here; "" when it can, or when only attaching will tell."""
+    kind, _, hook = section.partition("/")
+    kind = kind.removesuffix(".s")
+    if kind == "tp_btf":
+        return "" if kernel.has_tracepoint(hook) else f"this kernel has no tracepoint {hook}"
+    if kind in _TRAMPOLINES:
+        code = lib.ebt_probe_tracing(hook.encode(), _TRAMPOLINES[kind])
+        take_log()
+        if code in (-errno.ESRCH, -errno.ENOENT):
+            return f"this kernel has no function {hook} to attach to"
+        return f"this kernel refuses {kind}: {errno.errorcode.get(-code, str(-code))}" if code < 0 else ""
+    return ""
+
+
+def kernel_knobs(kernel: Btf) -> dict[str, int]:
+    """Return what objects may want to know of this kernel's tracepoints, by the name of the knob."""
+    return {
+        "has_prev_state": int(kernel.tracepoint_arguments("sched_switch") >= 4),
+        "block_rq_has_queue": int(kernel.tracepoint_arguments("block_rq_issue") >= 2),
+    }
