@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,6 +86,8 @@ struct ebt_reader {
 	unsigned int count;
 	unsigned int next; /* whose turn it is to be looked into first */
 	int wake_fd;
+	bool full; /* the last batch was: there may be more */
+	long long returned_ns; /* when it handed over the last batch */
 	char *data;
 	size_t used, capacity;
 	unsigned long long records;
@@ -172,12 +175,28 @@ int ebt_reader_remove(struct ebt_reader *reader, unsigned int id)
 	return -ENOENT;
 }
 
-static long long now_ms(void)
+#define NSEC_PER_MSEC 1000000LL
+/*
+ * Programs that are not made with our header wake the reader whenever it has
+ * caught up, so for each record when they come one by one.  A pause between
+ * batches lets them gather; while there are unread records nobody is woken.
+ */
+#define MIN_PAUSE_NS NSEC_PER_MSEC
+
+static long long now_ns(void)
 {
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+	return ts.tv_sec * 1000 * NSEC_PER_MSEC + ts.tv_nsec;
+}
+
+static void sleep_ns(long long ns)
+{
+	struct timespec pause = { .tv_nsec = ns };
+
+	if (ns > 0)
+		nanosleep(&pause, NULL);
 }
 
 /* Empty the rings into the batch, in turns: the one that filled it is the last to be looked into next time. */
@@ -185,12 +204,14 @@ static int consume(struct ebt_reader *reader)
 {
 	unsigned int count = reader->count, first = reader->next;
 
+	reader->full = false;
 	for (unsigned int i = 0; i < count; i++) {
 		unsigned int turn = (first + i) % count;
 		int result = ring_buffer__consume(reader->ring[turn]->buffer);
 
 		if (result == -ENOBUFS) {
 			reader->next = (turn + 1) % count;
+			reader->full = true;
 			return 0;
 		}
 		if (result < 0)
@@ -203,7 +224,7 @@ int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
 		    struct ebt_batch *batch)
 {
 	struct pollfd fds[1 + MAX_RINGS] = { { .fd = reader->wake_fd, .events = POLLIN } };
-	long long deadline = now_ms() + timeout_ms;
+	long long deadline = now_ns() + timeout_ms * NSEC_PER_MSEC;
 	int error, woken = 0;
 
 	/* the map's own descriptor would be ready for any unread record, this one is when a record asked for it */
@@ -212,10 +233,10 @@ int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
 					      .events = POLLIN };
 	reader->used = 0;
 	reader->records = 0;
-	/* a look before the first wait: a batch that was full left records behind */
-	error = consume(reader);
+	/* a batch that was full left records behind; else let some gather */
+	error = reader->full || timeout_ms <= 0 ? consume(reader) : 0;
 	while (!error && !reader->used && !woken) {
-		long long left = deadline - now_ms();
+		long long left = (deadline - now_ns()) / NSEC_PER_MSEC;
 
 		if (left <= 0)
 			break;
@@ -229,9 +250,12 @@ int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
 			woken = 1;
 			if (read(reader->wake_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 				return -errno;
+		} else {
+			sleep_ns(reader->returned_ns + MIN_PAUSE_NS - now_ns());
 		}
 		error = consume(reader);
 	}
+	reader->returned_ns = now_ns();
 	batch->data = reader->data;
 	batch->size = reader->used;
 	batch->records = reader->records;

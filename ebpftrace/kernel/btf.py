@@ -7,12 +7,15 @@ Only what the readers of records need: fields with their offsets, sizes and kind
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ebpftrace.errors import UnsupportedError
 from ebpftrace.kernel._native import ffi, lib, take_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 FieldKind = Literal["unsigned", "signed", "bool", "float", "char", "bytes", "struct", "other"]
 
@@ -20,6 +23,8 @@ _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM = 1, 2, 3, 4, 5, 6
 _TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _FUNC_PROTO = 8, 9, 10, 11, 13
 _DATASEC, _FLOAT, _TYPE_TAG, _ENUM64 = 15, 16, 18, 19
 _SIGNED, _CHAR, _BOOL = 1, 2, 4
+
+_PLAIN_KINDS: Mapping[int, FieldKind] = {_PTR: "unsigned", _FLOAT: "float", _STRUCT: "struct", _UNION: "struct"}
 
 _VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
@@ -34,6 +39,8 @@ class Field:
         size: bytes, of all elements of an array together.
         kind: of the value, or of an array's elements; "char" is an array of text, "bytes" one of raw bytes.
         count: elements of an array; 0 for a single value.
+        bits: of a bit field; 0 = it is none.
+        names: of an enum's values; None when it is no enum.
     """
 
     name: str
@@ -41,6 +48,25 @@ class Field:
     size: int
     kind: FieldKind
     count: int = 0
+    bits: int = 0
+    names: Mapping[int, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A struct or union within a struct.
+
+    Args:
+        name: dotted ("span.hdr").
+        type: its C name; "" when it has none.
+        offset: bytes from the start of the outermost struct.
+        size: bytes.
+    """
+
+    name: str
+    type: str
+    offset: int
+    size: int
 
 
 class Btf:
@@ -67,6 +93,14 @@ class Btf:
             )
         return cls(ffi.gc(pointer, lib.btf__free))
 
+    def __bool__(self) -> bool:
+        """Is there any? An object may have been compiled without."""
+        return bool(self._btf != ffi.NULL)
+
+    def _id(self, name: str, kind: int) -> int:
+        """The id of a type; negative when there is none."""
+        return int(lib.btf__find_by_name_kind(self._btf, name.encode(), kind)) if self else -1
+
     def _type(self, type_id: int) -> Any:
         return lib.btf__type_by_id(self._btf, type_id)
 
@@ -88,7 +122,7 @@ class Btf:
         size = lib.btf__resolve_size(self._btf, type_id)
         type_id = self._resolve(type_id)
         if _kind(self._type(type_id)) != _ARRAY:
-            return Field(name, offset, size, self._scalar_kind(type_id))
+            return Field(name, offset, size, self._scalar_kind(type_id), names=self._enum_names(type_id))
         array = self._behind(type_id, "btf_array")
         element_id = self._resolve(array.type)
         kind = self._scalar_kind(element_id)
@@ -107,11 +141,9 @@ class Btf:
             if encoding & _BOOL:
                 return "bool"
             return "signed" if encoding & _SIGNED else "unsigned"
-        if kind in (_ENUM, _ENUM64, _PTR):
-            return "unsigned"
-        if kind == _FLOAT:
-            return "float"
-        return "struct" if kind in (_STRUCT, _UNION) else "other"
+        if kind in (_ENUM, _ENUM64):
+            return "signed" if info.info >> 31 else "unsigned"
+        return _PLAIN_KINDS.get(kind, "other")
 
     def struct_size(self, name: str) -> int:
         """Return the size in bytes of `struct name`.
@@ -122,37 +154,74 @@ class Btf:
         return int(lib.btf__resolve_size(self._btf, self._find(name, _STRUCT)))
 
     def _find(self, name: str, kind: int) -> int:
-        type_id = lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
+        type_id = self._id(name, kind)
         if type_id < 0:
             raise KeyError(name)
-        return int(type_id)
+        return type_id
+
+    def _enum_names(self, type_id: int) -> dict[int, str] | None:
+        """The names of an enum's values; None when it is no enum."""
+        info = self._type(type_id)
+        kind, count = _kind(info), info.info & 0xFFFF
+        if kind == _ENUM:
+            values = self._behind(type_id, "btf_enum")
+            mask = -1 if info.info >> 31 else 0xFFFFFFFF
+            return {int(values[i].val) & mask: self._name(values[i].name_off) for i in range(count)}
+        if kind != _ENUM64:
+            return None
+        words = ffi.cast("uint32_t *", info + 1)  # struct btf_enum64: name, low half, high half
+        names = {}
+        for i in range(0, count * 3, 3):
+            value = int(words[i + 1]) | int(words[i + 2]) << 32
+            names[value - (value >> 63 << 64) if info.info >> 31 else value] = self._name(words[i])
+        return names
 
     def fields(self, name: str) -> list[Field]:
-        """Return the fields of `struct name` in their order; nested structs are flattened.
+        """Return the fields of `struct name` in their order; nested structs and unions are flattened.
 
         Raises:
             KeyError: there is no such struct.
         """
-        return self._fields_of(self._find(name, _STRUCT), "", 0)
+        return [field for field in self._walk(self._find(name, _STRUCT), "", 0) if isinstance(field, Field)]
 
-    def _fields_of(self, type_id: int, prefix: str, base: int) -> list[Field]:
+    def groups(self, name: str) -> list[Group]:
+        """Return the structs and unions within `struct name` that have a name, the outer before the inner.
+
+        Raises:
+            KeyError: there is no such struct.
+        """
+        return [group for group in self._walk(self._find(name, _STRUCT), "", 0) if isinstance(group, Group)]
+
+    def _walk(self, type_id: int, prefix: str, base: int) -> Iterator[Field | Group]:
         info = self._type(type_id)
         members = self._behind(type_id, "btf_member")
-        found: list[Field] = []
+        bit_fields = info.info >> 31
         for index in range(info.info & 0xFFFF):
             member = members[index]
-            offset = base + (member.offset & 0xFFFFFF) // 8  # the high byte is a bit field's width
-            name = prefix + self._name(member.name_off)
+            bits = member.offset >> 24 if bit_fields else 0
+            offset = base + (member.offset & 0xFFFFFF if bit_fields else member.offset) // 8
+            name = self._name(member.name_off)
             inner = self._resolve(member.type)
-            if _kind(self._type(inner)) == _STRUCT:
-                found += self._fields_of(inner, name + ".", offset)
-            else:
-                found.append(self._field(name, member.type, offset))
-        return found
+            if _kind(self._type(inner)) not in (_STRUCT, _UNION):
+                field = self._field(prefix + name, member.type, offset)
+                yield replace(field, bits=bits) if bits else field
+                continue
+            if name:  # the members of one without a name are members of what is around it
+                yield Group(prefix + name, self._name(self._type(inner).name_off), offset, self._type(inner).size)
+            yield from self._walk(inner, f"{prefix}{name}." if name else prefix, offset)
+
+    def structs(self) -> list[str]:
+        """Return the names of all structs, in no order that means anything."""
+        names, type_id = [], 1
+        while self and (info := self._type(type_id)) != ffi.NULL:
+            if _kind(info) == _STRUCT and (name := self._name(info.name_off)):
+                names.append(name)
+            type_id += 1
+        return names
 
     def variables(self, section: str) -> dict[str, Field]:
         """Return the variables of a data section (".rodata") by name; empty when there is no such section."""
-        type_id = lib.btf__find_by_name_kind(self._btf, section.encode(), _DATASEC)
+        type_id = self._id(section, _DATASEC)
         if type_id < 0:
             return {}
         entries = self._behind(type_id, "btf_var_secinfo")
@@ -173,7 +242,7 @@ class Btf:
 
     def _member_names(self, name: str, kind: int, structure: str) -> set[str]:
         """The names within a type; none when there is no such type."""
-        type_id = lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
+        type_id = self._id(name, kind)
         if type_id < 0:
             return set()
         members = self._behind(type_id, structure)
@@ -181,11 +250,11 @@ class Btf:
 
     def has_tracepoint(self, name: str) -> bool:
         """Has the kernel this BTF tracepoint?"""
-        return bool(lib.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _TYPEDEF) > 0)
+        return self._id(f"btf_trace_{name}", _TYPEDEF) > 0
 
     def tracepoint_arguments(self, name: str) -> int:
         """Return how many arguments a BTF tracepoint passes; 0 when the kernel has no such tracepoint."""
-        type_id = lib.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _TYPEDEF)
+        type_id = self._id(f"btf_trace_{name}", _TYPEDEF)
         if type_id < 0:
             return 0
         pointer = self._type(self._resolve(type_id))

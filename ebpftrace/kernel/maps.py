@@ -44,6 +44,17 @@ class Map:
         return cls(fd, name=name, key_size=4, value_size=value_size, owned=True)
 
     @classmethod
+    def create_hash(cls, name: str, *, key_size: int, value_size: int, max_entries: int) -> Self:
+        """Create a hash map.
+
+        Raises:
+            BpfError: the kernel refused (no CAP_BPF, no memory).
+        """
+        fd = lib.ebt_map_create(lib.BPF_MAP_TYPE_HASH, name.encode(), key_size, value_size, max_entries, 0)
+        check(f"create the BPF hash {name!r} of {max_entries} × {key_size} + {value_size} bytes", fd)
+        return cls(fd, name=name, key_size=key_size, value_size=value_size, owned=True)
+
+    @classmethod
     def create_ring(cls, name: str, size: int) -> Self:
         """Create a ring buffer of `size` bytes.
 
@@ -70,6 +81,28 @@ class Map:
         )
         if code < 0:
             raise BpfError(f"update map {self.name!r}", errno=ffi.errno)
+
+    def delete(self, key: bytes) -> None:
+        """Remove a key.
+
+        Raises:
+            BpfError: ENOENT when there is none.
+        """
+        if lib.bpf_map_delete_elem(self.fd, self._buffer(key, self.key_size, "key")) < 0:
+            raise BpfError(f"remove a key of map {self.name!r}", errno=ffi.errno)
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """Return a key's value, of a map that is not per CPU; None when there is none.
+
+        Raises:
+            BpfError: EPERM without privilege, where the kernel asks for it.
+        """
+        value = ffi.new("char[]", self.value_size)
+        if lib.bpf_map_lookup_elem(self.fd, self._buffer(key, self.key_size, "key"), value) < 0:
+            if ffi.errno == errno.ENOENT:
+                return None
+            raise BpfError(f"look up map {self.name!r}", errno=ffi.errno)
+        return bytes(ffi.buffer(value))
 
     def lookup_per_cpu(self, key: bytes) -> list[bytes]:
         """Return a key's value of each possible CPU, of a per-CPU map."""

@@ -177,30 +177,32 @@ class BpfObject:
         ring = int(lib.BPF_MAP_TYPE_RINGBUF)
         return [_text(lib.bpf_map__name(each)) for each in self._each_map() if lib.bpf_map__type(each) == ring]
 
+    def attachable(self) -> list[Program]:
+        """Return the functions that are loaded and name their own hooks."""
+        return [
+            function
+            for program, function in zip(self._each(), self._functions, strict=True)
+            if lib.bpf_program__autoload(program) and "/" in function.section
+        ]
+
+    def attach_one(self, function: Program) -> None:
+        """Attach a loaded function to the hook that it names.
+
+        Raises:
+            AttachError: libbpf or the kernel refused.
+        """
+        take_log()
+        link = lib.bpf_program__attach(self._program(function.name))
+        self._links.append(check_pointer(f"attach {self.name!r} to {function.section}", link, AttachError))
+
     def attach(self) -> None:
         """Attach every loaded function that names its own hook.
 
         Raises:
             AttachError: one of them could not be; what was attached before it stays until close().
         """
-        for _, error in self.attach_each():
-            if error is not None:
-                raise error
-
-    def attach_each(self) -> Iterator[tuple[Program, AttachError | None]]:
-        """Attach the loaded functions that name their own hooks one by one; yield each, and why it could not be."""
-        for program, function in zip(self._each(), self._functions, strict=True):
-            if not lib.bpf_program__autoload(program) or "/" not in function.section:
-                continue
-            take_log()
-            link = lib.bpf_program__attach(program)
-            try:
-                action = f"attach {self.name!r} to {function.section}"
-                self._links.append(check_pointer(action, link, AttachError))
-            except AttachError as error:
-                yield function, error
-            else:
-                yield function, None
+        for function in self.attachable():
+            self.attach_one(function)
 
     def run_once(self, program: str) -> int:
         """Run a raw tracepoint function once, in this thread's context; return its result.

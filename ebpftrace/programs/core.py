@@ -17,7 +17,7 @@ TEMPLATES = ("slots", "thread_lines")
 """What the inner maps of `TABLES` look like; in the core object, the tables of one process."""
 _SHARED = (*TABLES, "publishers")
 _UNUSED = ("events", "drops")
-DROP_REASONS = ("ring_full", "map_full")
+DROP_REASONS = ("ring_full", "map_full", "limit")
 """Order of `enum ebt_drop` in bpf/include/ebpftrace_abi.h."""
 # A reader looks into a ring each few tens of milliseconds; a record wakes it when this part of the ring is unread.
 _WAKEUP_SHARE = 4

@@ -18,18 +18,18 @@ from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs import find
 from ebpftrace.programs.choose import choose_functions, kernel_knobs
 from ebpftrace.programs.core import TABLES, TEMPLATES, Core, read_drops, size_rings
+from ebpftrace.programs.knobs import fill_lists, set_numbers
 from ebpftrace.spans.plan import ProgramPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ebpftrace.programs import ShippedProgram
     from ebpftrace.settings import Settings
 
 logger = logging.getLogger("ebpftrace.runtime")
 
-_ROOT_NAME_BYTES = 64
-_COMM_BYTES = 15
+_ROOTS = "roots"
 _PROCS = "procs"
 
 
@@ -106,10 +106,10 @@ class KernelSide:
         )
 
     def _load_all(self, settings: Settings) -> None:
-        knobs = {
+        knobs: dict[str, int | Sequence[str]] = {
             **kernel_knobs(self._kernel_btf),
             "min_off_cpu_ns": settings.min_off_cpu_us * 1000,
-            "has_roots": int(bool(settings.exec_roots)),
+            _ROOTS: settings.exec_roots,
         }
         for number, name in enumerate(settings.programs):
             try:
@@ -120,25 +120,20 @@ class KernelSide:
                 self.failed[name] = error
                 logger.warning("the program %r is left out: %s", name, error)
 
-    def _load(self, program: ShippedProgram, bit: int, knobs: Mapping[str, int], settings: Settings) -> None:
+    def _load(
+        self, program: ShippedProgram, bit: int, knobs: Mapping[str, int | Sequence[str]], settings: Settings
+    ) -> None:
         self._loading = obj = BpfObject(program.name, program.object_bytes())
         try:
             plan = ProgramPlan(program.name, program.config(), obj.btf)
             obj.set_rodata("ebt_program_bit", bit)
-            present = obj.btf.variables(".rodata")
-            for knob, value in knobs.items():
-                if knob in present:
-                    obj.set_rodata(knob, value)
+            set_numbers(obj, knobs, known_only=True)
             size_rings(obj, settings.ring_kib * 1024)
             _choose(obj, self._kernel_btf)
             self._core.lend(obj)
             obj.load()
-            if "roots" in obj.map_names():
-                roots = obj.map("roots")
-                for root in settings.exec_roots:
-                    # without a path it is compared with task->comm, which has room for 15 bytes
-                    key = root.encode() if "/" in root else root.encode()[:_COMM_BYTES]
-                    roots.update(key.ljust(_ROOT_NAME_BYTES, b"\0"), b"\1")
+            if _ROOTS in obj.map_names():
+                fill_lists(obj, {_ROOTS: knobs[_ROOTS]})
             obj.attach()
             self.programs.append(LoadedProgram(program.name, obj, plan, bit))
         except BaseException:

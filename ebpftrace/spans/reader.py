@@ -49,6 +49,7 @@ class Reader:
         self.batches = 0
         self.errors = 0
         self.lost_records = 0
+        self.last_round_at = 0.0
         self._in_hand = 0
         self._thread = threading.Thread(target=self._run, name="ebpftrace-reader", daemon=True)
         try:
@@ -104,6 +105,7 @@ class Reader:
             self._in_hand = batch.records
             self._consume(batch, self._clock)
             self._in_hand = 0
+        self.last_round_at = time.time()
         return batch.last
 
     def _failed(self) -> None:

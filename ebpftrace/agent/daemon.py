@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent from start to end: load, give up privileges, read, export, reload, stop.
+
+The main thread does all of that but reading and sending, and waits for signals in between:
+
+    SIGTERM, SIGINT   detach, empty the rings, send what is queued, within a deadline; a second one ends at once
+    SIGHUP            read the configuration again
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ebpftrace.agent import privileges
+from ebpftrace.agent.export import Export, ExportChoice
+from ebpftrace.agent.fleet import Fleet
+from ebpftrace.agent.landlock import restrict
+from ebpftrace.agent.loader import Source
+from ebpftrace.agent.logs import fields
+from ebpftrace.agent.metrics import MetricsServer
+from ebpftrace.agent.sdnotify import Notifier
+from ebpftrace.agent.snapshot import AgentSnapshot, ProgramSnapshot, ReaderSnapshot
+from ebpftrace.agent.startup import SelfTrace
+from ebpftrace.config.files import find
+from ebpftrace.errors import CommandError, ConfigError, EbpftraceError
+from ebpftrace.spans.reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ebpftrace.agent.loader import AgentProgram
+    from ebpftrace.agent.privileges import Privileges
+    from ebpftrace.spans.otlp.choose import Encoder
+    from ebpftrace.spans.pipeline import Pipeline
+
+logger = logging.getLogger("ebpftrace.agent")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_TICK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    names: tuple[str, ...] = ()
+    config_dir: Path | None = None
+    files: tuple[Path, ...] = ()
+    overrides: tuple[tuple[str, str, str], ...] = ()
+    """(stem, knob, value) of each `--set`."""
+
+    encoder: Encoder = "auto"
+    output: str = ""
+    listen: str = ""
+    """HOST:PORT of the metrics; "" = none."""
+
+    keep: frozenset[str] | None = privileges.AUTO
+    landlock: bool = True
+    strict: bool = False
+    ring_kib: int = 4096
+    shutdown_s: float = 10.0
+
+
+class Agent:
+    """One run of the agent, in the main thread of a process that has no other yet.
+
+    Args:
+        options: of the command line.
+
+    Raises:
+        ConfigError: an option, an OTEL_* variable or the metrics' address is wrong.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._choice = ExportChoice(encoder=options.encoder, output=options.output)
+        self._notifier = Notifier.from_environment()
+        self._started_at = time.time()
+        self._loads = self._load_failures = 0
+        self._loaded_at = 0.0
+        self._stopping = False
+        self._fleet: Fleet | None = None
+        self._export: Export | None = None
+        self._reader: Reader | None = None
+        self._pipeline: Pipeline | None = None
+        self._metrics: MetricsServer | None = None
+        self._privileges: Privileges | None = None
+        self._retired: dict[str, ProgramSnapshot] = {}
+
+    def run(self) -> int:
+        """Run until a signal ends it; return the exit code: 1 when spans were lost at the end."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # all threads inherit this
+        trace = SelfTrace("agent.start")
+        try:
+            self._start(trace)
+            self._serve()
+        except EbpftraceError as error:
+            trace.root.failed(error)
+            self._export_failure(trace)
+            raise
+        finally:
+            lost = self._stop()
+            self._notifier.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return 1 if lost else 0
+
+    # --- start
+
+    def _start(self, trace: SelfTrace) -> None:
+        sources = self._sources()
+        self._fleet = Fleet(self._options.ring_kib * 1024)
+        self._fleet.load(sources, trace)
+        self._check(self._fleet)
+        with trace.step("give up privileges"):
+            self._privileges = privileges.reduce(self._options.keep)
+            if self._options.landlock:
+                restrict(self._writable())
+        with trace.step("open exporter"):
+            self._export = self._choice.open()
+        self._pipeline = self._export.pipeline(self._fleet.layouts())
+        self._reader = Reader(self._fleet.rings(), self._pipeline.consume)
+        if self._options.listen:
+            self._metrics = MetricsServer(self.snapshot, self._options.listen)
+        self._loads, self._loaded_at = 1, time.time()
+        self._export.emit(trace.end())
+        self._notifier.ready(self._status())
+        logger.info("the agent runs", extra=fields(programs=",".join(p.source.stem for p in self._fleet.programs)))
+
+    def _sources(self) -> list[Source]:
+        options = self._options
+        found = find(options.names, options.config_dir, options.files)
+        stems = {files.stem for files in found}
+        for stem, knob, _ in options.overrides:
+            if stem not in stems:
+                raise ConfigError(f"--set {stem}.{knob}: there is no program {stem!r} among {', '.join(sorted(stems))}")
+        return [
+            Source.read(files, [(knob, value) for stem, knob, value in options.overrides if stem == files.stem])
+            for files in found
+        ]
+
+    def _check(self, fleet: Fleet) -> None:
+        """Is there enough to go on with?"""
+        if not fleet.programs:
+            raise CommandError("no program runs: " + "; ".join(f"{n}: {e}" for n, e in fleet.failed.items()))
+        if not self._options.strict:
+            return
+        wrong = [f"{name}: {error}" for name, error in fleet.failed.items()]
+        wrong += [f"{program.name}: {error}" for program in fleet.programs for error in program.errors()]
+        if wrong:
+            raise CommandError("--strict, and not everything could be attached: " + "; ".join(wrong))
+
+    def _writable(self) -> list[str]:
+        return [self._options.output] if self._options.output else []
+
+    def _export_failure(self, trace: SelfTrace) -> None:
+        """Have the trace of a start that failed exported, where that is possible."""
+        if self._loads:
+            return
+        try:
+            if self._export is None:
+                self._export = self._choice.open()
+            self._export.emit(trace.end())
+        except EbpftraceError as error:
+            logger.warning("the trace of the failed start is not exported: %s", error)
+
+    # --- in between
+
+    def _serve(self) -> None:
+        while True:
+            received = signal.sigtimedwait(_SIGNALS, _TICK_S)
+            self._notifier.keep_alive()
+            if received is None:
+                continue
+            if received.si_signo != signal.SIGHUP:
+                logger.info("stopping", extra=fields(signal=signal.Signals(received.si_signo).name))
+                return
+            self._reload()
+
+    def _reload(self) -> None:
+        assert self._fleet is not None and self._reader is not None  # noqa: S101, PT018  (started)
+        assert self._pipeline is not None and self._export is not None and self._privileges is not None  # noqa: S101, PT018
+        self._notifier.reloading()
+        trace = SelfTrace("agent.reload")
+        before = {program.name: program for program in self._fleet.programs}
+        try:
+            sources = self._sources()
+            with self._privileges.raised():
+                whole = self._fleet.change(sources, trace, self._reader, self._pipeline)
+            self._loads += 1
+            self._loaded_at = time.time()
+        except (EbpftraceError, OSError) as error:
+            trace.root.failed(error)
+            logger.error("the configuration stays as it was: %s", error)  # noqa: TRY400
+            whole = False
+        self._load_failures += not whole
+        self._retire(before)
+        self._export.emit(trace.end())
+        self._notifier.ready(self._status())
+        running = ",".join(program.source.stem for program in self._fleet.programs)
+        logger.info("reloaded", extra=fields(programs=running, complete=whole))
+
+    def _retire(self, before: dict[str, AgentProgram]) -> None:
+        """Keep the counters of what a reload removed: they only grow."""
+        assert self._fleet is not None  # noqa: S101
+        for name, program in before.items():
+            if program in self._fleet.programs:
+                continue
+            lost = program.last_drops
+            earlier = self._retired.get(name)
+            if earlier is not None and earlier.dropped:
+                lost = {reason: count + earlier.dropped.get(reason, 0) for reason, count in lost.items()}
+            self._retired[name] = ProgramSnapshot(name=name, state="failed", error="removed", dropped=lost)
+
+    def _status(self) -> str:
+        assert self._fleet is not None  # noqa: S101
+        failed = f", {len(self._fleet.failed)} failed" if self._fleet.failed else ""
+        return f"{len(self._fleet.programs)} programs run{failed}"
+
+    # --- the end
+
+    def _stop(self) -> bool:
+        """Take everything down in order; return whether spans were lost by it."""
+        self._stopping = True
+        self._notifier.stopping()
+        deadline = time.monotonic() + self._options.shutdown_s
+        for number in (signal.SIGTERM, signal.SIGINT):  # from here on a second one means it
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        trace = SelfTrace("agent.stop")
+        emptied = self._detach(trace, deadline)
+        lost = not emptied
+        if self._export is not None:
+            if self._loads:
+                self._export.emit(trace.end())
+            lost |= not self._export.close(max(0.5, deadline - time.monotonic()))
+        if self._loads:
+            _log_totals(self.snapshot())
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._fleet is not None and emptied:
+            self._fleet.close()
+        return lost
+
+    def _detach(self, trace: SelfTrace, deadline: float) -> bool:
+        """No new records, and those there are read; False when the reader did not come to the end of them."""
+        if self._fleet is not None:
+            for program in self._fleet.programs:
+                with trace.step(f"detach {program.source.stem}"):
+                    program.object.detach()
+        if self._reader is None:
+            return True
+        with trace.step("drain"):
+            return self._reader.close(max(0.5, deadline - time.monotonic()))
+
+    # --- what it says of itself
+
+    def snapshot(self) -> AgentSnapshot:
+        """Look at all counters; from any thread."""
+        snapshot = AgentSnapshot(
+            started_at=self._started_at,
+            config_loads=self._loads,
+            config_failures=self._load_failures,
+            config_loaded_at=self._loaded_at,
+            programs=self._program_snapshots(),
+            stopping=self._stopping,
+        )
+        if self._export is not None:
+            snapshot = replace(snapshot, export=self._export.snapshot())
+        reader = self._reader
+        if reader is None:
+            return snapshot
+        return replace(
+            snapshot,
+            reader=ReaderSnapshot(
+                alive=reader.alive,
+                last_round_at=reader.last_round_at,
+                batches=reader.batches,
+                errors=reader.errors,
+                lost_records=reader.lost_records,
+            ),
+        )
+
+    def _program_snapshots(self) -> tuple[ProgramSnapshot, ...]:
+        if self._fleet is None:
+            return ()
+        counted = self._pipeline.stats() if self._pipeline is not None else {}
+        found = {
+            name: ProgramSnapshot(name=name, state="failed", error=str(error))
+            for name, error in self._fleet.failed.items()
+        }
+        for program in list(self._fleet.programs):
+            errors = program.errors()
+            found[program.name] = ProgramSnapshot(
+                name=program.name,
+                state="partial" if errors else "running",
+                error="; ".join(errors),
+                hooks_attached=len(program.hooks) - len(errors),
+                hooks_failed=len(errors),
+                dropped=program.drops(),
+            )
+        for name, retired in self._retired.items():
+            found[name] = _with_earlier(found.get(name), retired)
+        for name, stats in counted.items():
+            if name in found:
+                found[name] = replace(
+                    found[name], records=stats.records, spans=stats.spans, undecoded=dict(stats.undecoded)
+                )
+        return tuple(found.values())
+
+
+def _with_earlier(now: ProgramSnapshot | None, earlier: ProgramSnapshot) -> ProgramSnapshot:
+    if now is None:
+        return earlier
+    if not earlier.dropped:
+        return now
+    dropped = dict(earlier.dropped)
+    for reason, count in (now.dropped or {}).items():
+        dropped[reason] = dropped.get(reason, 0) + count
+    return replace(now, dropped=dropped)
+
+
+def _log_totals(snapshot: AgentSnapshot) -> None:
+    export = snapshot.export
+    logger.info(
+        "stopped",
+        extra=fields(
+            records=sum(program.records for program in snapshot.programs),
+            undecoded=sum(sum(program.undecoded.values()) for program in snapshot.programs),
+            lost_in_kernel=sum(sum((program.dropped or {}).values()) for program in snapshot.programs),
+            exported=export.exported,
+            failed=export.failed,
+            dropped=sum(export.dropped.values()),
+        ),
+    )
+
+
+def run(options: Options) -> int:
+    """Run an agent; see `Agent`."""
+    return Agent(options).run()
+
+
+def parse_overrides(given: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+    """Return (stem, knob, value) of each PROGRAM.KNOB=VALUE.
+
+    Raises:
+        ConfigError: one of them is not of that form.
+    """
+    found = []
+    for text in given:
+        target, equals, value = text.partition("=")
+        stem, dot, knob = target.rpartition(".")
+        if not (equals and dot and stem and knob):
+            raise ConfigError(f"--set {text!r}: write PROGRAM.KNOB=VALUE, such as exec-trace.roots=/usr/bin/python3")
+        found.append((stem, knob, value))
+    return tuple(found)

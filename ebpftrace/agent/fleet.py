@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs that an agent runs, and how one set of them becomes another while records flow."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ebpftrace.agent.loader import Loader, Source
+from ebpftrace.errors import EbpftraceError
+from ebpftrace.kernel.btf import Btf
+from ebpftrace.programs.core import Core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ebpftrace.agent.loader import AgentProgram
+    from ebpftrace.agent.startup import SelfTrace
+    from ebpftrace.config.layout import RecordLayout
+    from ebpftrace.kernel.maps import Map
+    from ebpftrace.kernel.ringbuf import RingReader
+    from ebpftrace.spans.pipeline import Pipeline
+    from ebpftrace.spans.reader import Reader
+
+logger = logging.getLogger("ebpftrace.agent")
+
+_DRAIN_S = 5.0
+
+
+class Fleet:
+    """All programs of an agent.
+
+    A program whose object stays the same through a reload stays in the kernel, so that none of its records and none of
+    what it remembers is lost; only what its records become may change. One whose object is another is attached beside
+    its predecessor before that is detached and its rings are emptied: no record is lost, but what happens in the
+    milliseconds that both are attached is told twice, and what began before and ended after is known to neither.
+
+    Args:
+        ring_bytes: see `Loader`.
+    """
+
+    def __init__(self, ring_bytes: int) -> None:
+        self.programs: list[AgentProgram] = []
+        self.failed: dict[str, EbpftraceError] = {}
+        self._core: Core | None = None
+        self._loader = Loader(Btf.kernel(), self._get_core, ring_bytes)
+        self._rings: dict[int, tuple[AgentProgram, str]] = {}
+        self._next_ring = 0
+
+    def _get_core(self) -> Core:
+        if self._core is None:
+            core = Core()
+            core.load()
+            self._core = core
+        return self._core
+
+    # --- what the reader and the pipeline need to know
+
+    def rings(self) -> dict[int, Map]:
+        """Return the ring buffers, by the number that their records come with."""
+        return {number: program.object.map(name) for number, (program, name) in self._rings.items()}
+
+    def layouts(self) -> dict[int, Sequence[RecordLayout]]:
+        """Return the layouts of each ring buffer's records."""
+        return {number: program.rings()[name] for number, (program, name) in self._rings.items()}
+
+    # --- life
+
+    def load(self, sources: Iterable[Source], trace: SelfTrace) -> None:
+        """Load what is not there yet; what cannot be is in `failed`, and in the log."""
+        for source in sources:
+            program = self._try_load(source, trace)
+            if program is not None:
+                self._add(program)
+
+    def _try_load(self, source: Source, trace: SelfTrace) -> AgentProgram | None:
+        try:
+            program = self._loader.load(source, trace)
+        except EbpftraceError as error:
+            self.failed[source.name] = error
+            logger.error("the program %r does not run: %s", source.stem, _in_full(error))  # noqa: TRY400
+            return None
+        self.failed.pop(source.name, None)
+        return program
+
+    def _add(self, program: AgentProgram) -> list[int]:
+        self.programs.append(program)
+        numbers = []
+        for name in program.rings():
+            self._rings[self._next_ring] = (program, name)
+            numbers.append(self._next_ring)
+            self._next_ring += 1
+        return numbers
+
+    def change(self, sources: Sequence[Source], trace: SelfTrace, reader: Reader, pipeline: Pipeline) -> bool:
+        """Make `sources` what runs.
+
+        Returns:
+            Whether all of them run. One that cannot be loaded leaves its predecessor, if any, as it was.
+        """
+        running = {program.name: program for program in self.programs}
+        wanted = {source.name: source for source in sources}
+        self.failed = {name: error for name, error in self.failed.items() if name in wanted}
+        for name, source in wanted.items():
+            predecessor = running.get(name)
+            if predecessor is None:
+                self._start(source, trace, reader, pipeline)
+            elif predecessor.source != source:
+                self._replace(predecessor, source, trace, reader, pipeline)
+        for name, program in running.items():
+            if name not in wanted:
+                with trace.step(f"remove {program.source.stem}"):
+                    self._remove(program, reader, pipeline)
+        return not self.failed
+
+    def _start(self, source: Source, trace: SelfTrace, reader: Reader, pipeline: Pipeline) -> bool:
+        program = self._try_load(source, trace)
+        if program is None:
+            return False
+        added = self._add(program)
+        rings = self.rings()
+
+        def change(reading: RingReader) -> None:
+            pipeline.replace(self.layouts())
+            for number in added:
+                reading.add(rings[number], number)
+
+        _between(reader, change)
+        return True
+
+    def _replace(
+        self, program: AgentProgram, source: Source, trace: SelfTrace, reader: Reader, pipeline: Pipeline
+    ) -> None:
+        if self._redescribe(program, source, trace, reader, pipeline):
+            return
+        if self._start(source, trace, reader, pipeline):
+            with trace.step(f"remove the old {program.source.stem}"):
+                self._remove(program, reader, pipeline)
+
+    def _redescribe(
+        self, program: AgentProgram, source: Source, trace: SelfTrace, reader: Reader, pipeline: Pipeline
+    ) -> bool:
+        """Only the description has changed: keep what runs. True: that is done, or the description is wrong."""
+        old = program.source
+        if (old.data, old.overrides) != (source.data, source.overrides):
+            return False
+        try:
+            with trace.step(f"describe {source.stem}"):
+                config, layouts = self._loader.describe(source, program.object)
+        except EbpftraceError as error:
+            self.failed[source.name] = error
+            logger.error("the program %r goes on as it was: %s", source.stem, _in_full(error))  # noqa: TRY400
+            return True
+        was = program.config
+        if (config.knobs, config.kaddrs, config.cgroup_id_map) != (was.knobs, was.kaddrs, was.cgroup_id_map):
+            return False
+        if {layout.ringbuf for layout in layouts} != program.rings().keys():
+            return False
+        program.adopt(source, config, layouts)
+        self.failed.pop(source.name, None)
+        _between(reader, lambda _: pipeline.replace(self.layouts()))
+        return True
+
+    def _remove(self, program: AgentProgram, reader: Reader, pipeline: Pipeline) -> None:
+        program.object.detach()
+        gone = [number for number, (owner, _) in self._rings.items() if owner is program]
+        _between(reader, lambda _: None)  # empties its rings
+        program.drops()  # remembered beyond the object
+        for number in gone:
+            del self._rings[number]
+        self.programs.remove(program)
+
+        def change(reading: RingReader) -> None:
+            for number in gone:
+                reading.remove(number)
+            pipeline.replace(self.layouts())
+
+        _between(reader, change)
+        program.object.close()
+
+    def detach(self) -> None:
+        """Take everything off its hooks; idempotent. Records that are in the rings stay there."""
+        for program in self.programs:
+            program.object.detach()
+
+    def close(self) -> None:
+        """Unload everything; idempotent. Not while a reader reads the rings."""
+        for program in self.programs:
+            program.object.close()
+        if self._core is not None:
+            self._core.object.close()
+
+
+def _between(reader: Reader, change: Callable[[RingReader], None]) -> None:
+    if not reader.between_batches(change, _DRAIN_S):
+        logger.warning("the reader did not come to a change within %.0f s; it will when it can", _DRAIN_S)
+
+
+def _in_full(error: EbpftraceError) -> str:
+    """An error with its notes: the verifier's last words are there."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])

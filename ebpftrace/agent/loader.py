@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One program of the agent: from its two files to functions attached in the kernel."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ebpftrace.config.load import load_program_config
+from ebpftrace.config.resolve import resolve
+from ebpftrace.errors import BpfError, ConfigError, EbpftraceError, UnsupportedError
+from ebpftrace.kernel.object import BpfObject
+from ebpftrace.programs import program_name
+from ebpftrace.programs.choose import choose_functions, kernel_knobs
+from ebpftrace.programs.core import read_drops, size_rings, uses_core
+from ebpftrace.programs.knobs import fill_lists, set_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ebpftrace.agent.startup import SelfTrace
+    from ebpftrace.config import ProgramConfig
+    from ebpftrace.config.files import ProgramFiles
+    from ebpftrace.config.layout import RecordLayout
+    from ebpftrace.kernel.btf import Btf
+    from ebpftrace.programs.core import Core
+
+logger = logging.getLogger("ebpftrace.agent")
+
+_KALLSYMS = Path("/proc/kallsyms")
+
+Knobs = dict[str, bool | int | list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a program's two files hold, and what the command line says of it: when all is equal, it is the same program.
+
+    Args:
+        stem: of the files.
+        yaml: where the description is.
+        text: what it says.
+        data: the object file's bytes.
+        overrides: of its knobs, by `--set`.
+    """
+
+    stem: str
+    yaml: Path
+    text: str
+    data: bytes
+    overrides: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def read(cls, files: ProgramFiles, overrides: Sequence[tuple[str, str]] = ()) -> Source:
+        """Read both files.
+
+        Raises:
+            ConfigError: one of them cannot be read.
+        """
+        try:
+            text, data = files.yaml.read_text(encoding="utf-8"), files.object.read_bytes()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the program {files.stem!r}: {error}") from None
+        return cls(files.stem, files.yaml, text, data, tuple(overrides))
+
+    @property
+    def name(self) -> str:
+        """What spans call the program."""
+        return program_name(self.stem)
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One function and what came of it: `error` is "" when it is attached."""
+
+    function: str
+    section: str
+    error: str = ""
+
+
+class AgentProgram:
+    """A program that is attached, at least in part.
+
+    Args:
+        source: what it was made of.
+        config: its file, parsed.
+        layouts: of its records.
+        obj: in the kernel.
+        hooks: its functions, attached or not; extras that this kernel refuses are not among them.
+
+    Attributes:
+        last_drops: what `drops()` returned last, which outlives the object.
+    """
+
+    def __init__(
+        self, source: Source, config: ProgramConfig, layouts: list[RecordLayout], obj: BpfObject, hooks: list[Hook]
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.layouts = layouts
+        self.object = obj
+        self.hooks = hooks
+        self._counts_drops = uses_core(obj)
+        self.last_drops: dict[str, int] = {}
+
+    @property
+    def name(self) -> str:
+        """What spans call it."""
+        return self.source.name
+
+    def rings(self) -> dict[str, list[RecordLayout]]:
+        """Return the layouts of each of its ring buffers, by the map's name."""
+        rings: dict[str, list[RecordLayout]] = {}
+        for layout in self.layouts:
+            rings.setdefault(layout.ringbuf, []).append(layout)
+        return rings
+
+    def adopt(self, source: Source, config: ProgramConfig, layouts: list[RecordLayout]) -> None:
+        """Take over another description of the same object; what runs in the kernel stays."""
+        self.source, self.config, self.layouts = source, config, layouts
+
+    def drops(self) -> dict[str, int] | None:
+        """Return the records lost in the kernel so far, by reason; None when the object does not count them."""
+        if not self._counts_drops:
+            return None
+        try:
+            self.last_drops = read_drops(self.object)
+        except (BpfError, KeyError) as error:  # closed meanwhile, or a kernel that wants CAP_BPF for it
+            logger.debug("the drop counters of %r cannot be read: %s", self.name, error)
+        return self.last_drops
+
+    def errors(self) -> list[str]:
+        """Return what could not be attached, in words."""
+        return [f"{hook.section}: {hook.error}" for hook in self.hooks if hook.error]
+
+
+class Loader:
+    """Loads programs for one agent.
+
+    Args:
+        kernel: the kernel's types.
+        core: owner of the shared maps; loaded when the first program with our header needs it.
+        ring_bytes: size of the ring buffers of programs with our header; those of others stay as they are.
+    """
+
+    def __init__(self, kernel: Btf, core: Callable[[], Core], ring_bytes: int) -> None:
+        self._kernel = kernel
+        self._core = core
+        self._ring_bytes = ring_bytes
+        self._bits = 0
+
+    def describe(self, source: Source, obj: BpfObject) -> tuple[ProgramConfig, list[RecordLayout]]:
+        """Return what a program's file says, put together with the types of its object.
+
+        Raises:
+            ConfigError: all that is wrong with it.
+        """
+        config = load_program_config(source.text, source=source.yaml.name)
+        return config, resolve(source.name, source.yaml.name, config, obj)
+
+    def load(self, source: Source, trace: SelfTrace) -> AgentProgram:
+        """Load and attach a program.
+
+        Raises:
+            EbpftraceError: it cannot run here: bad files, refused by the kernel, or none of its hooks.
+        """
+        with trace.step(
+            f"load {source.stem}", **{"ebpftrace.program": source.name, "ebpftrace.config.file": str(source.yaml)}
+        ):
+            with trace.step("open", **{"ebpftrace.object.size": len(source.data)}):
+                obj = BpfObject(source.stem, source.data)
+            try:
+                return self._load(source, obj, trace)
+            except BaseException:
+                obj.close()
+                raise
+
+    def _load(self, source: Source, obj: BpfObject, trace: SelfTrace) -> AgentProgram:
+        with trace.step("read config"):
+            config, layouts = self.describe(source, obj)
+            knobs = effective_knobs(config, source.overrides, source.stem)
+        with trace.step("prepare"):
+            hooks = [Hook("", hook, reason) for hook, reason in choose_functions(obj, self._kernel).items()]
+            self._prepare(config, knobs, obj)
+        with trace.step("load"):
+            obj.load()
+            fill_lists(obj, knobs)
+        with trace.step("attach"):
+            hooks += self._attach(obj, trace)
+        if all(hook.error for hook in hooks):
+            reasons = "; ".join(f"{hook.section}: {hook.error}" for hook in hooks) or "it has no functions"
+            raise UnsupportedError(
+                f"every hook of {source.stem!r}", reasons, "`ebpftrace doctor` shows what is missing"
+            )
+        return AgentProgram(source, config, layouts, obj, hooks)
+
+    def _prepare(self, config: ProgramConfig, knobs: Knobs, obj: BpfObject) -> None:
+        if uses_core(obj):
+            self._core().lend(obj)
+            size_rings(obj, self._ring_bytes)
+            obj.set_rodata("ebt_program_bit", 1 << (self._bits % 32))
+            self._bits += 1
+        set_numbers(obj, kernel_knobs(self._kernel), known_only=True)
+        set_numbers(obj, knobs)
+        for symbol, address in kernel_addresses(config.kaddrs).items():
+            obj.set_rodata(f"kaddr_{symbol}", address)
+
+    def _attach(self, obj: BpfObject, trace: SelfTrace) -> list[Hook]:
+        hooks = []
+        for function in obj.attachable():
+            error = ""
+            try:
+                with trace.step(f"attach {function.section}", **{"ebpftrace.hook": function.section}):
+                    obj.attach_one(function)
+            except EbpftraceError as caught:
+                error = str(caught)
+                logger.warning("%s; the rest of the program goes on", error)
+            hooks.append(Hook(function.name, function.section, error))
+        return hooks
+
+
+def effective_knobs(config: ProgramConfig, overrides: Sequence[tuple[str, str]], stem: str) -> Knobs:
+    """Return the knobs of a file, with those of the command line over them.
+
+    Raises:
+        ConfigError: a value on the command line is not of the kind that the file has.
+    """
+    knobs: Knobs = dict(config.knobs)
+    for name, text in overrides:
+        knobs[name] = _parse_knob(text, f"--set {stem}.{name}={text}", example=knobs.get(name))
+    return knobs
+
+
+def _parse_knob(text: str, where: str, *, example: bool | int | list[str] | None) -> bool | int | list[str]:
+    if isinstance(example, list):
+        return [word.strip() for word in text.split(",") if word.strip()]
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text, 0)
+    except ValueError:
+        if example is None and re.fullmatch(r"[\w./,+-]+", text):
+            return [word for word in text.split(",") if word]
+        raise ConfigError(f"{where}: give a whole number, true or false") from None
+
+
+def kernel_addresses(symbols: Sequence[str]) -> Mapping[str, int]:
+    """Return the addresses of kernel symbols.
+
+    Raises:
+        ConfigError: the kernel has no such symbol.
+        UnsupportedError: the kernel hides them from this process.
+    """
+    wanted, found = set(symbols), {}
+    if not wanted:
+        return {}
+    with _KALLSYMS.open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            address, _, name = line.split()[:3]
+            if name in wanted and name not in found:
+                found[name] = int(address, 16)
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise ConfigError(f"kaddrs: this kernel has no symbol {', '.join(missing)}: see /proc/kallsyms")
+    if not any(found.values()):
+        raise UnsupportedError(
+            "addresses of kernel symbols", "/proc/kallsyms shows zeros", "the agent needs CAP_SYSLOG to see them"
+        )
+    return found

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Knobs of an object: numbers in its read-only data, and hash maps that are lists of names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ebpftrace.errors import BpfError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ebpftrace.kernel.object import BpfObject
+
+COMM_BYTES = 15
+"""What the kernel keeps of a task's name: TASK_COMM_LEN without the NUL."""
+
+
+def set_numbers(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]], *, known_only: bool = False) -> None:
+    """Set the numbers and booleans among `knobs`, before the object is loaded. For a list: whether it has entries.
+
+    Args:
+        obj: opened.
+        knobs: by the name of the variable; lists are looked at as `has_<name>`.
+        known_only: leave out what the object has no variable for.
+
+    Raises:
+        ConfigError: the object has no such knob, or the value does not fit into it.
+    """
+    present = obj.btf.variables(".rodata")
+    for name, value in knobs.items():
+        if not isinstance(value, bool | int):
+            if f"has_{name}" in present:
+                obj.set_rodata(f"has_{name}", bool(value))
+            continue
+        if name not in present and known_only:
+            continue
+        try:
+            obj.set_rodata(name, value)
+        except KeyError:
+            known = ", ".join(sorted(present)) or "none"
+            raise ConfigError(f"the program {obj.name!r} has no knob {name!r}; it has {known}") from None
+        except OverflowError:
+            raise ConfigError(
+                f"the knob {name!r} of {obj.name!r} has {present[name].size * 8} bits, too few for {value}"
+            ) from None
+
+
+def fill_lists(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]]) -> None:
+    """Put the lists among `knobs` into the maps of their names, once the object is loaded.
+
+    An entry without a slash is a command's name, of which the kernel keeps 15 bytes, so no more are compared.
+
+    Raises:
+        ConfigError: there is no such map, or an entry does not fit.
+    """
+    for name, value in knobs.items():
+        if isinstance(value, bool | int):
+            continue
+        try:
+            target = obj.map(name)
+        except KeyError:
+            raise ConfigError(f"the program {obj.name!r} has no map {name!r} to put a list into") from None
+        for entry in value:
+            key = entry.encode() if "/" in entry else entry.encode()[:COMM_BYTES]
+            if len(key) >= target.key_size:
+                raise ConfigError(f"{name}: {entry!r} is longer than {target.key_size - 1} bytes")
+            try:
+                target.update(key.ljust(target.key_size, b"\0"), b"\1".ljust(target.value_size, b"\0"))
+            except BpfError as error:
+                raise ConfigError(f"{name}: {entry!r} cannot be added: {error}") from error
