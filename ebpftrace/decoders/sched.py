@@ -7,6 +7,8 @@ import functools
 import importlib.resources
 import json
 
+from ebpftrace.decoders.values import number
+
 # include/linux/sched.h; fs/proc/array.c prints the same words
 _STATES = (
     (0x0001, "interruptible"),
@@ -33,6 +35,7 @@ def syscall_names() -> dict[int, str]:
     return {number: name for name, number in json.loads(data).items()}
 
 
-def syscall(value: int) -> str:
+def syscall(value: int | str) -> str:
     """A system call's name."""
-    return syscall_names().get(value) or f"syscall_{value}"
+    code = number(value)
+    return (syscall_names().get(code) if code is not None else None) or f"unknown_syscall:{value}"

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import grp
+import os
+import pwd
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.decoders.process import argv, exec_name, exit_code, exit_error
+from ebpftrace.decoders.process import argv, exec_name, exit_code, exit_error, gid, pid, uid
 
 ARGUMENT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
@@ -76,3 +81,33 @@ def test_exit(status, code, error):
 def test_exit_of_any_status(status):
     """Every status of wait(2) is an exit code or a signal, or neither, and never both."""
     assert exit_code(status) is None or "killed" not in (exit_error(status) or "")
+
+
+@given(st.integers(0, (1 << 64) - 1))
+def test_exit_of_any_number(value):
+    """What is no wait status at all does no harm either."""
+    assert isinstance(exit_code(value), int | None)
+    assert isinstance(exit_error(value), str | None)
+
+
+def test_names():
+    """Users and groups have the names of this machine; others say that they are not known."""
+    assert pwd.getpwuid(os.getuid()).pw_name == uid(os.getuid())
+    assert grp.getgrgid(0).gr_name == gid(0)
+    assert ["unknown:4294967294"] * 2 == [uid(0xFFFFFFFE), gid(0xFFFFFFFE)]
+    assert [f"unknown:{1 << 64}"] * 3 == [uid(1 << 64), gid(1 << 64), pid(1 << 64)]
+
+
+def test_pid():
+    """A process that runs has its command, and keeps it for the records that come after its end."""
+    child = subprocess.Popen(["/bin/sh", "-c", "echo; read x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()  # its name changes only after it was started
+    number = child.pid
+    try:
+        before = pid(number)
+    finally:
+        child.communicate()
+
+    assert "sh" == before == pid(number)
+    assert "swapper" == pid(0)
+    assert "unknown:-1" == pid(-1)

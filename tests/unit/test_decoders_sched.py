@@ -46,4 +46,19 @@ def test_syscall():
 
 def test_unknown_syscall():
     """A system call that is newer than this release is shown by its number."""
-    assert "syscall_9999" == syscall(9999)
+    assert "unknown_syscall:9999" == syscall(9999)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("999999", "unknown_syscall:999999"), (-1, "unknown_syscall:-1"), ("x", "unknown_syscall:x")]
+)
+def test_not_a_syscall(value, text):
+    """What is no number of a system call stays visible."""
+    assert text == syscall(value)
+
+
+def test_syscall_as_text():
+    """Decimal text is a number."""
+    number, name = next(iter(syscall_names().items()))
+
+    assert name == syscall(str(number))

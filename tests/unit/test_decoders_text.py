@@ -6,14 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.config import DecoderConfig
-from ebpftrace.decoders import make_decoder
-from ebpftrace.decoders.text import static_map, string
+from ebpftrace.decoders import SkipRecord, make_decoder
+from ebpftrace.decoders.text import regexp, string
 from ebpftrace.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     ("data", "text"),
-    [(b"python\0\0", "python"), (b"full", "full"), (b"a\0rubbish", "a"), (b"\0rubbish", None), (b"", None)],
+    [
+        (b"python\0\0", "python"),
+        (b"full", "full"),
+        (b"a\0rubbish", "a"),
+        (b"\0rubbish", None),
+        (b"", None),
+        ("text", "text"),
+        ("", None),
+    ],
 )
 def test_string(data, text):
     """A C string ends at its first NUL; an empty one is nothing."""
@@ -32,15 +40,33 @@ def test_string_keeps_text(text, rubbish):
     assert text == string(text.encode() + b"\0" + rubbish)
 
 
-def test_static_map():
-    """A value that is in the map is its text, another one says so."""
-    decode = static_map({1: "one", "two": "2"})
+@pytest.mark.parametrize(
+    ("patterns", "value", "text"),
+    [
+        (["^systemd-journal$", "^syslog-ng$"], "syslog-ng", "syslog-ng"),
+        (["^(systemd).*$", "x"], "systemd-bananad", "systemd"),
+        (["b", "(.*)"], "abc", "b"),  # the first that matches
+        (["^(\\w+)-\\d+-(\\w+)$"], "a-1-b", "a b"),
+        (["^foo-(.*)$|^bar-(.*)$"], "bar-x", "x"),
+        (["^(?:a|b)c"], "bcd", "bc"),
+        (["^1.$"], 12, "12"),
+        (["^a.b"], b"a\xffb", "a\ufffdb"),
+        (["^a(b?)"], "a", ""),
+    ],
+)
+def test_regexp(patterns, value, text):
+    """The first pattern that matches gives its groups, or all that it matched."""
+    assert text == regexp(patterns)(value)
 
-    assert ("one", "2", "unknown:3") == (decode(1), decode("two"), decode(3))
+
+def test_regexp_that_filters():
+    """Where no pattern matches there is no span."""
+    with pytest.raises(SkipRecord):
+        regexp(["^a", "b$"])("ba")
 
 
-def test_static_map_of_a_file():
-    """The map comes from the program's file."""
+def test_make_decoder():
+    """A decoder is made as the program's file says."""
     decode = make_decoder(DecoderConfig("static_map", {1: "one"}))
 
     assert "one" == decode(1)
