@@ -10,6 +10,7 @@ The main thread does all of that but reading and sending, and waits for signals 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -18,15 +19,23 @@ from typing import TYPE_CHECKING
 from ebpftrace.agent import privileges
 from ebpftrace.agent.export import Export, ExportChoice
 from ebpftrace.agent.fleet import Fleet
-from ebpftrace.agent.landlock import restrict
+from ebpftrace.agent.health import judge
+from ebpftrace.agent.landlock import endpoint_ports, restrict
 from ebpftrace.agent.loader import Source
 from ebpftrace.agent.logs import fields
 from ebpftrace.agent.metrics import MetricsServer
 from ebpftrace.agent.sdnotify import Notifier
-from ebpftrace.agent.snapshot import AgentSnapshot, ProgramSnapshot, ReaderSnapshot
+from ebpftrace.agent.snapshot import (
+    AgentSnapshot,
+    CgroupMapSnapshot,
+    FunctionSnapshot,
+    ProgramSnapshot,
+    ReaderSnapshot,
+    RingSnapshot,
+)
 from ebpftrace.agent.startup import SelfTrace
 from ebpftrace.config.files import find
-from ebpftrace.errors import CommandError, ConfigError, EbpftraceError
+from ebpftrace.errors import CommandError, ConfigError, EbpftraceError, UnsupportedError
 from ebpftrace.spans.reader import Reader
 
 if TYPE_CHECKING:
@@ -80,6 +89,7 @@ class Agent:
         self._options = options
         self._choice = ExportChoice(encoder=options.encoder, output=options.output)
         self._notifier = Notifier.from_environment()
+        self._metrics = MetricsServer(self.snapshot, options.listen) if options.listen else None
         self._started_at = time.time()
         self._loads = self._load_failures = 0
         self._loaded_at = 0.0
@@ -88,7 +98,6 @@ class Agent:
         self._export: Export | None = None
         self._reader: Reader | None = None
         self._pipeline: Pipeline | None = None
-        self._metrics: MetricsServer | None = None
         self._privileges: Privileges | None = None
         self._retired: dict[str, ProgramSnapshot] = {}
 
@@ -116,20 +125,29 @@ class Agent:
         self._fleet = Fleet(self._options.ring_kib * 1024)
         self._fleet.load(sources, trace)
         self._check(self._fleet)
+        if self._choice.settings is not None:  # it may read keys; its threads start with its first span
+            self._open(trace)
         with trace.step("give up privileges"):
             self._privileges = privileges.reduce(self._options.keep)
             if self._options.landlock:
-                restrict(self._writable())
-        with trace.step("open exporter"):
-            self._export = self._choice.open()
+                self._confine(sources, self._fleet)
+        if self._export is None:
+            self._open(trace)
+        assert self._export is not None  # noqa: S101
         self._pipeline = self._export.pipeline(self._fleet.layouts())
         self._reader = Reader(self._fleet.rings(), self._pipeline.consume)
-        if self._options.listen:
-            self._metrics = MetricsServer(self.snapshot, self._options.listen)
+        self._fleet.begin()
+        if self._metrics is not None:
+            self._metrics.start()
+            logger.info("metrics are served", extra=fields(listen=self._options.listen, port=self._metrics.port))
         self._loads, self._loaded_at = 1, time.time()
         self._export.emit(trace.end())
         self._notifier.ready(self._status())
         logger.info("the agent runs", extra=fields(programs=",".join(p.source.stem for p in self._fleet.programs)))
+
+    def _open(self, trace: SelfTrace) -> None:
+        with trace.step("open exporter"):
+            self._export = self._choice.open()
 
     def _sources(self) -> list[Source]:
         options = self._options
@@ -154,8 +172,19 @@ class Agent:
         if wrong:
             raise CommandError("--strict, and not everything could be attached: " + "; ".join(wrong))
 
-    def _writable(self) -> list[str]:
-        return [self._options.output] if self._options.output else []
+    def _confine(self, sources: Sequence[Source], fleet: Fleet) -> None:
+        output = self._options.output
+        read = [source.yaml.resolve().parent for source in sources]
+        if self._options.config_dir is not None:
+            read.append(self._options.config_dir.resolve())
+        native = self._choice.settings
+        restrict(
+            [output] if output else [],
+            read=[*read, *self._choice.files(), *(path for program in fleet.programs for path in program.reads())],
+            connect_ports=endpoint_ports(native.endpoint, os.environ) if native is not None else None,
+            bind_ports=[0] if native is None or native.protocol == "grpc" else [],  # gRPC tries whether there is IPv6
+            abstract_sockets=self._notifier.abstract,
+        )
 
     def _export_failure(self, trace: SelfTrace) -> None:
         """Have the trace of a start that failed exported, where that is possible."""
@@ -173,7 +202,8 @@ class Agent:
     def _serve(self) -> None:
         while True:
             received = signal.sigtimedwait(_SIGNALS, _TICK_S)
-            self._notifier.keep_alive()
+            if judge(self.snapshot(), time.time()).alive:
+                self._notifier.keep_alive()
             if received is None:
                 continue
             if received.si_signo != signal.SIGHUP:
@@ -188,6 +218,11 @@ class Agent:
         trace = SelfTrace("agent.reload")
         before = {program.name: program for program in self._fleet.programs}
         try:
+            if not self._privileges.can_load:
+                raise UnsupportedError(
+                    "loading at a reload", "CAP_BPF and CAP_PERFMON were given up",
+                    "restart the agent, or keep them: --capabilities-keep bpf,perfmon",
+                )  # fmt: skip
             sources = self._sources()
             with self._privileges.raised():
                 whole = self._fleet.change(sources, trace, self._reader, self._pipeline)
@@ -267,6 +302,7 @@ class Agent:
             config_failures=self._load_failures,
             config_loaded_at=self._loaded_at,
             programs=self._program_snapshots(),
+            cgroup_maps=self._cgroup_snapshots(),
             stopping=self._stopping,
         )
         if self._export is not None:
@@ -302,6 +338,11 @@ class Agent:
                 hooks_attached=len(program.hooks) - len(errors),
                 hooks_failed=len(errors),
                 dropped=program.drops(),
+                rings=tuple(RingSnapshot(name=name, size_bytes=size) for name, size in program.ring_bytes().items()),
+                functions=tuple(
+                    FunctionSnapshot(name=hook.function, hook=hook.section, attached=not hook.error)
+                    for hook in program.hooks
+                ),
             )
         for name, retired in self._retired.items():
             found[name] = _with_earlier(found.get(name), retired)
@@ -311,6 +352,10 @@ class Agent:
                     found[name], records=stats.records, spans=stats.spans, undecoded=dict(stats.undecoded)
                 )
         return tuple(found.values())
+
+    def _cgroup_snapshots(self) -> tuple[CgroupMapSnapshot, ...]:
+        programs = list(self._fleet.programs) if self._fleet is not None else []
+        return tuple(program.cgroups.snapshot() for program in programs if program.cgroups is not None)
 
 
 def _with_earlier(now: ProgramSnapshot | None, earlier: ProgramSnapshot) -> ProgramSnapshot:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ebpftrace.spans.export import ExporterSink
     from ebpftrace.spans.model import KernelSpan
     from ebpftrace.spans.otlp.choose import Encoder
+    from ebpftrace.spans.otlp.settings import OtlpSettings
     from ebpftrace.spans.pipeline import Pipeline
     from ebpftrace.spans.sink import NullSink
 
@@ -128,6 +129,9 @@ class ExportChoice:
         encoder: "auto", "native", or "sdk" to send OTLP by the SDK's own exporter.
         output: a file for all spans as OTLP JSON lines, which takes the SDK path; "" = none.
 
+    Attributes:
+        settings: of the native way; None when it is another.
+
     Raises:
         ConfigError: an OTEL_* variable is wrong, or the two arguments contradict each other.
     """
@@ -137,8 +141,17 @@ class ExportChoice:
             raise ConfigError("--output writes what the SDK's path makes: leave out --encoder native")
         self._encoder: Encoder = "sdk" if output else encoder
         self._output = output
+        self.settings: OtlpSettings | None = None
         if "otlp" in exporter_names() and not sdk_disabled():
-            read_settings(os.environ)
+            settings = read_settings(os.environ)
+            if self._encoder != "sdk" and exporter_names() == ["otlp"]:
+                self.settings = settings
+
+    def files(self) -> list[str]:
+        """Return the files that the exporter reads."""
+        settings = self.settings
+        found = [settings.certificate, settings.client_key, settings.client_certificate] if settings else []
+        return [name for name in found if name]
 
     def open(self) -> Export:
         """Make it; what is sent from now on goes there.
@@ -149,7 +162,7 @@ class ExportChoice:
         """
         resource = kernel_resource(os.environ.get(_SERVICE_NAME, "").strip() or DEFAULT_SERVICE_NAME)
         files = [FileSpanExporter(self._output)] if self._output else []
-        sink = make_exporter(os.environ, resource, encoder=self._encoder, exporters=files)
+        sink = make_exporter(os.environ, resource, encoder=self._encoder, more=files)
         if isinstance(sink, OtlpSink):
             return NativeExport(sink)
         return SdkExport(sink, ", ".join([*exporter_names(), *(["file"] if files else [])]) or "none")

@@ -126,6 +126,7 @@ class Fleet:
                 reading.add(rings[number], number)
 
         _between(reader, change)
+        program.begin()
         return True
 
     def _replace(
@@ -176,7 +177,12 @@ class Fleet:
             pipeline.replace(self.layouts())
 
         _between(reader, change)
-        program.object.close()
+        program.close()
+
+    def begin(self) -> None:
+        """Start the threads that programs need."""
+        for program in self.programs:
+            program.begin()
 
     def detach(self) -> None:
         """Take everything off its hooks; idempotent. Records that are in the rings stay there."""
@@ -186,7 +192,7 @@ class Fleet:
     def close(self) -> None:
         """Unload everything; idempotent. Not while a reader reads the rings."""
         for program in self.programs:
-            program.object.close()
+            program.close()
         if self._core is not None:
             self._core.object.close()
 

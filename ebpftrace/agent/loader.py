@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebpftrace.config.load import load_program_config
+from ebpftrace import decoders
+from ebpftrace.agent.cgroup_map import CgroupIdMap
+from ebpftrace.config.load import load_document
 from ebpftrace.config.resolve import resolve
 from ebpftrace.errors import BpfError, ConfigError, EbpftraceError, UnsupportedError
 from ebpftrace.kernel.object import BpfObject
@@ -19,12 +21,13 @@ from ebpftrace.programs.core import read_drops, size_rings, uses_core
 from ebpftrace.programs.knobs import fill_lists, set_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ebpftrace.agent.startup import SelfTrace
     from ebpftrace.config import ProgramConfig
     from ebpftrace.config.files import ProgramFiles
     from ebpftrace.config.layout import RecordLayout
+    from ebpftrace.decoders import Chain
     from ebpftrace.kernel.btf import Btf
     from ebpftrace.programs.core import Core
 
@@ -92,6 +95,7 @@ class AgentProgram:
         hooks: its functions, attached or not; extras that this kernel refuses are not among them.
 
     Attributes:
+        cgroups: keeps a map of the object filled with cgroup ids, where the file asks for it.
         last_drops: what `drops()` returned last, which outlives the object.
     """
 
@@ -103,6 +107,8 @@ class AgentProgram:
         self.layouts = layouts
         self.object = obj
         self.hooks = hooks
+        self.cgroups: CgroupIdMap | None = None
+        self._ring_bytes = {name: obj.max_entries(name) for name in self.rings()}
         self._counts_drops = uses_core(obj)
         self.last_drops: dict[str, int] = {}
 
@@ -121,6 +127,25 @@ class AgentProgram:
     def adopt(self, source: Source, config: ProgramConfig, layouts: list[RecordLayout]) -> None:
         """Take over another description of the same object; what runs in the kernel stays."""
         self.source, self.config, self.layouts = source, config, layouts
+
+    def begin(self) -> None:
+        """Start the threads that it needs."""
+        if self.cgroups is not None:
+            self.cgroups.start()
+
+    def close(self) -> None:
+        """Detach and unload; idempotent."""
+        if self.cgroups is not None:
+            self.cgroups.close()
+        self.object.close()
+
+    def ring_bytes(self) -> dict[str, int]:
+        """Return the size of each of its ring buffers."""
+        return dict(self._ring_bytes)
+
+    def reads(self) -> set[str]:
+        """Return the files and directories that its decoders look things up in."""
+        return {path for chain in _chains(self.layouts) for path in chain.reads}
 
     def drops(self) -> dict[str, int] | None:
         """Return the records lost in the kernel so far, by reason; None when the object does not count them."""
@@ -158,8 +183,11 @@ class Loader:
         Raises:
             ConfigError: all that is wrong with it.
         """
-        config = load_program_config(source.text, source=source.yaml.name)
-        return config, resolve(source.name, source.yaml.name, config, obj)
+        document = load_document(source.text, source=source.yaml.name)
+        layouts = resolve(source.name, source.yaml.name, document.config, obj, lines=document.lines)
+        for chain in _chains(layouts):
+            chain.prepare()  # what it takes privileges to read
+        return document.config, layouts
 
     def load(self, source: Source, trace: SelfTrace) -> AgentProgram:
         """Load and attach a program.
@@ -168,9 +196,9 @@ class Loader:
             EbpftraceError: it cannot run here: bad files, refused by the kernel, or none of its hooks.
         """
         with trace.step(
-            f"load {source.stem}", **{"ebpftrace.program": source.name, "ebpftrace.config.file": str(source.yaml)}
+            f"load {source.stem}", **{"ebpftrace.agent.program": source.name, "ebpftrace.agent.file": str(source.yaml)}
         ):
-            with trace.step("open", **{"ebpftrace.object.size": len(source.data)}):
+            with trace.step("open", **{"ebpftrace.agent.object.size": len(source.data)}):
                 obj = BpfObject(source.stem, source.data)
             try:
                 return self._load(source, obj, trace)
@@ -188,6 +216,7 @@ class Loader:
         with trace.step("load"):
             obj.load()
             fill_lists(obj, knobs)
+            cgroups = _cgroup_map(config, obj, source.name)
         with trace.step("attach"):
             hooks += self._attach(obj, trace)
         if all(hook.error for hook in hooks):
@@ -195,7 +224,9 @@ class Loader:
             raise UnsupportedError(
                 f"every hook of {source.stem!r}", reasons, "`ebpftrace doctor` shows what is missing"
             )
-        return AgentProgram(source, config, layouts, obj, hooks)
+        program = AgentProgram(source, config, layouts, obj, hooks)
+        program.cgroups = cgroups
+        return program
 
     def _prepare(self, config: ProgramConfig, knobs: Knobs, obj: BpfObject) -> None:
         if uses_core(obj):
@@ -220,6 +251,18 @@ class Loader:
                 logger.warning("%s; the rest of the program goes on", error)
             hooks.append(Hook(function.name, function.section, error))
         return hooks
+
+
+def _chains(layouts: Sequence[RecordLayout]) -> Iterator[Chain]:
+    for layout in layouts:
+        for column in layout.columns:
+            yield decoders.chain(column.kind, column.size, column.decoders, column.names)
+
+
+def _cgroup_map(config: ProgramConfig, obj: BpfObject, name: str) -> CgroupIdMap | None:
+    if config.cgroup_id_map is None:
+        return None
+    return CgroupIdMap(config.cgroup_id_map, obj.map(config.cgroup_id_map.name), program=name)
 
 
 def effective_knobs(config: ProgramConfig, overrides: Sequence[tuple[str, str]], stem: str) -> Knobs:

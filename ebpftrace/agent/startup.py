@@ -57,7 +57,7 @@ class Step:
         self.attributes["exception.type"] = type(error).__qualname__
         self.attributes["exception.message"] = str(error)
         if isinstance(error, BpfError) and error.log:
-            self.attributes["ebpftrace.libbpf.log"] = error.log[-_LOG_CHARS:]
+            self.attributes["ebpftrace.agent.libbpf.log"] = error.log[-_LOG_CHARS:]
 
     def end(self) -> KernelSpan:
         """Return the span, which ends now."""

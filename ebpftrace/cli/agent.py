@@ -11,7 +11,7 @@ from ebpftrace.errors import CommandError
 if TYPE_CHECKING:
     import argparse
 
-_DEFAULT_LISTEN = "127.0.0.1:9436"
+_DEFAULT_LISTEN = "127.0.0.1:9435"
 _MIN_RING_KIB, _MAX_RING_KIB = 4, 1 << 20
 
 
@@ -56,7 +56,8 @@ class AgentCommand:
         parser.add_argument("--output", metavar="FILE", default="", help="also write all spans as OTLP JSON lines")
         parser.add_argument(
             "--listen", metavar="HOST:PORT", default=_DEFAULT_LISTEN,
-            help="where /metrics and /healthz are; none = nowhere (default: %(default)s)",
+            help="where /metrics, /healthz and /livez are; fd://3 = a socket of systemd's, none = nowhere "
+            "(default: %(default)s)",
         )  # fmt: skip
         parser.add_argument(
             "--capabilities-keep", metavar="NAMES", default="auto",
@@ -103,7 +104,7 @@ class AgentCommand:
                 overrides=parse_overrides(args.overrides),
                 encoder=args.encoder,
                 output=args.output,
-                listen="" if args.listen == "none" else args.listen,
+                listen="" if args.listen.lower() == "none" else args.listen,
                 keep=parse_keep(args.capabilities_keep),
                 landlock=not args.no_landlock,
                 strict=args.strict,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ebpftrace demo`: a slow service, and why it is slow."""
+"""`ebpftrace demo`: a slow service, and why it is slow; and short programs, one half traced and the other not."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from ebpftrace.demos.http_service.run import Outcome
+    from ebpftrace.demos.scripts import Script
     from ebpftrace.viewer import Theme, Trace
     from ebpftrace.viewer.theme import Line
     from ebpftrace.viewer.trace import Span
 
-_DEMOS = {"http-service": "a small shop over HTTP, under a CPU quota: why are some orders slow?"}
 _DEFAULT = "http-service"
-_RECORDED_EXIT = 3
+_ABOUT = "a small shop over HTTP, under a CPU quota: why are some orders slow?"
+_NOT_HERE = 3
 _PIPE_WIDTH = 100
 _MIN_WIDTH = 60
 _MAX_WIDTH = 150
@@ -40,7 +41,8 @@ class DemoCommand:
     """Run a small service, trace it, and show why its slowest request was slow.
 
     Takes about eight seconds, root (or CAP_BPF and CAP_PERFMON), and `pip install 'ebpftrace[demo]'`. Where the kernel
-    refuses, it says what is missing, shows a recorded trace instead and exits with 3.
+    refuses, it says what is missing, shows a recorded trace instead and exits with 3. The other demos (--list) are
+    short programs that do one thing twice, traced and untraced; those need nothing but ebpftrace.
     """
 
     name = "demo"
@@ -61,24 +63,63 @@ class DemoCommand:
         Raises:
             CommandError: there is no such demo, its dependencies are missing (exit code 2), or it failed (1).
         """
-        from ebpftrace.demos.http_service.run import NotTracedError, check_installed, run
+        from ebpftrace.demos.http_service.run import NotTracedError
+        from ebpftrace.demos.scripts import SCRIPTS
 
+        demos = {_DEFAULT: _ABOUT, **{name: script.about for name, script in SCRIPTS.items()}}
         if args.list:
-            for name, about in _DEMOS.items():
-                print(f"{name}  {about}")
+            width = max(map(len, demos))
+            for name, about in demos.items():
+                print(f"{name:{width}}  {about}")
             return 0
-        if args.demo not in _DEMOS:
-            raise CommandError(f"there is no demo {args.demo!r}; there are: {', '.join(_DEMOS)}", exit_code=2)
+        if args.demo not in demos:
+            raise CommandError(f"there is no demo {args.demo!r}; there are: {', '.join(demos)}", exit_code=2)
         page = _Page(args.color)
         output = _prepare_output(args.output)
         try:
-            check_installed()
-            with _signals_as_exceptions():
-                page.title("ebpftrace demo", _DEMOS[args.demo])
-                outcome = run(output, page.fact)
+            if args.demo == _DEFAULT:
+                return _run_service(page, output)
+            return _run_script(page, output, SCRIPTS[args.demo])
         except NotTracedError as error:
-            return _show_recorded(page, error.reason)
-        return _show(page, Path(args.output), outcome)
+            if args.demo == _DEFAULT:
+                return _show_recorded(page, error.reason)
+            raise CommandError(
+                f"the demo cannot run here: {error.reason}; `ebpftrace doctor` tells what is missing",
+                exit_code=_NOT_HERE,
+            ) from error
+
+
+def _run_service(page: _Page, output: Path) -> int:
+    from ebpftrace.demos.http_service.run import check_installed, run
+
+    check_installed()
+    with _signals_as_exceptions():
+        page.title("ebpftrace demo", _ABOUT)
+        outcome = run(output, page.fact)
+    return _show(page, output, outcome)
+
+
+def _run_script(page: _Page, output: Path, script: Script) -> int:
+    from ebpftrace.demos.scripts import broken_promises, kernel_spans_below, run
+    from ebpftrace.viewer import build_traces, load
+    from ebpftrace.viewer.check import check_spans
+
+    with _signals_as_exceptions():
+        page.title(f"ebpftrace demo {script.name}", script.about)
+        run(script, output)
+    spans = load(str(output)).spans
+    for trace in build_traces(spans):
+        page.waterfall(trace, instants=True)
+        page.line()
+    page.fact("see", script.see)
+    counts = [f"{kernel_spans_below(spans, name) or 0:,} below {name!r}" for name in (*script.traced, *script.untraced)]
+    page.fact("kernel", f"spans: {', '.join(counts)}")
+    problems = [*broken_promises(script, spans), *map(str, check_spans(spans))]
+    for problem in problems[:_PROBLEMS]:
+        page.fact("wrong", problem)
+    page.fact("program", str(script.path()))
+    page.fact("trace file", f"{output}; read it again with: ebpftrace show {shlex.quote(str(output))}")
+    return 1 if problems else 0
 
 
 def _prepare_output(name: str) -> Path:
@@ -128,18 +169,18 @@ class _Page:
         for text in textwrap.wrap(words, min(self.width, 110), break_on_hyphens=False):
             self.line((text, style))
 
-    def waterfall(self, trace: Trace) -> None:
-        """A trace, with its verdict; without the kernel's instants, which would be half of its rows."""
+    def waterfall(self, trace: Trace, *, instants: bool = False) -> None:
+        """A trace, with its verdict; without the kernel's instants, which can be half of its rows, unless asked for."""
         from ebpftrace.viewer import Options, build_traces, render
 
-        shown = [span for span in trace.spans if span.duration_ns or not span.kernel]
+        shown = [span for span in trace.spans if instants or span.duration_ns or not span.kernel]
         [trimmed] = build_traces(shown)
         for line in render(trimmed, Options(width=self.width, max_rows=_ROWS), self.theme):
             print(line)
         hidden = len(trace.spans) - len(shown)
         if hidden:
             self.line()
-            self.fact("left out", f"{hidden:,} instants of the kernel: sched_switch, sched_wakeup")
+            self.fact("left out", f"{hidden:,} instants of the kernel: sched_switch, sched_wakeup and the like")
 
 
 def _show(page: _Page, output: Path, outcome: Outcome) -> int:
@@ -220,7 +261,7 @@ def _show_recorded(page: _Page, reason: str) -> int:
         ("RECORDED", "warning"), (", see above. To trace this machine, run the demo as root; `ebpftrace doctor`", "")
     )
     page.line(("tells what else is missing.", ""))
-    return _RECORDED_EXIT
+    return _NOT_HERE
 
 
 @contextlib.contextmanager

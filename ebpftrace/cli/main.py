@@ -11,8 +11,12 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 from ebpftrace._version import version
+from ebpftrace.cli.agent import AgentCommand
+from ebpftrace.cli.build import BuildCommand
+from ebpftrace.cli.check import CheckCommand
 from ebpftrace.cli.demo import DemoCommand
 from ebpftrace.cli.doctor import DoctorCommand
+from ebpftrace.cli.list import ListCommand
 from ebpftrace.cli.run import RunCommand
 from ebpftrace.cli.show import ShowCommand
 from ebpftrace.errors import CommandError, ConfigError, EbpftraceError
@@ -35,7 +39,16 @@ class Command(Protocol):
         """Do it; return the exit code."""
 
 
-COMMANDS: tuple[type[Command], ...] = (RunCommand, ShowCommand, DoctorCommand, DemoCommand)
+COMMANDS: tuple[type[Command], ...] = (
+    RunCommand,
+    AgentCommand,
+    ShowCommand,
+    ListCommand,
+    CheckCommand,
+    BuildCommand,
+    DoctorCommand,
+    DemoCommand,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,7 +3,18 @@
 
 from __future__ import annotations
 
-from ebpftrace.config.load import load_program_config
+from ebpftrace.config.load import Document, load_document, load_program_config
 from ebpftrace.config.model import DecoderConfig, LabelConfig, ProgramConfig, SpanConfig
+from ebpftrace.config.problems import ConfigProblems, Problem
 
-__all__ = ["DecoderConfig", "LabelConfig", "ProgramConfig", "SpanConfig", "load_program_config"]
+__all__ = [
+    "ConfigProblems",
+    "DecoderConfig",
+    "Document",
+    "LabelConfig",
+    "Problem",
+    "ProgramConfig",
+    "SpanConfig",
+    "load_document",
+    "load_program_config",
+]

@@ -11,22 +11,6 @@ from typing import Any, Literal
 
 import msgspec
 
-RESERVED = {
-    "trace_id": "trace_id",
-    "span_id": "span_id",
-    "parent_span_id": "parent_span_id",
-    "span_monotonic_timestamp_ns": "start",
-    "span_duration_ns": "duration",
-    "span_name": "span_name",
-    "span_kind": "kind",
-    "span_status": "status",
-    "span_error": "error",
-    "service_name": "service",
-    "link_trace_id": "link_trace_id",
-    "link_span_id": "link_span_id",
-}
-"""Labels whose names give them a role; the first six are ebpf_exporter's."""
-
 Role = Literal[
     "",  # an attribute
     "trace_id",
@@ -43,6 +27,22 @@ Role = Literal[
     "link_span_id",
     "event",  # ns, CLOCK_MONOTONIC: an event of the span, named by `event`; 0 = it did not happen
 ]
+
+RESERVED: dict[str, Role] = {
+    "trace_id": "trace_id",
+    "span_id": "span_id",
+    "parent_span_id": "parent_span_id",
+    "span_monotonic_timestamp_ns": "start",
+    "span_duration_ns": "duration",
+    "span_name": "span_name",
+    "span_kind": "kind",
+    "span_status": "status",
+    "span_error": "error",
+    "service_name": "service",
+    "link_trace_id": "link_trace_id",
+    "link_span_id": "link_span_id",
+}
+"""Labels whose names give them a role; the first six are ebpf_exporter's."""
 
 
 class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,7 +114,11 @@ class SpanConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TracingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The part about spans."""
+    """The part about spans.
+
+    Args:
+        spans: one for each kind of record.
+    """
 
     spans: list[SpanConfig] = []
 

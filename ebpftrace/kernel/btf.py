@@ -7,11 +7,12 @@ Only what the readers of records need: fields with their offsets, sizes and kind
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ebpftrace.errors import UnsupportedError
+from ebpftrace.errors import LoadError, UnsupportedError
 from ebpftrace.kernel._native import ffi, lib, take_log
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _DATASEC, _FLOAT, _TYPE_TAG, _ENUM64 = 15, 16, 18, 19
 _SIGNED, _CHAR, _BOOL = 1, 2, 4
 
 _PLAIN_KINDS: Mapping[int, FieldKind] = {_PTR: "unsigned", _FLOAT: "float", _STRUCT: "struct", _UNION: "struct"}
+
+_DEEPEST = 32  # structs within structs; only damaged BTF has more
 
 _VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
@@ -102,11 +105,14 @@ class Btf:
         return int(lib.btf__find_by_name_kind(self._btf, name.encode(), kind)) if self else -1
 
     def _type(self, type_id: int) -> Any:
-        return lib.btf__type_by_id(self._btf, type_id)
+        info = lib.btf__type_by_id(self._btf, type_id)
+        if info == ffi.NULL:
+            raise LoadError(f"read the BTF, which refers to a type {type_id} that it does not have", errno=errno.EINVAL)
+        return info
 
     def _name(self, offset: int) -> str:
-        name: str = ffi.string(lib.btf__name_by_offset(self._btf, offset)).decode()
-        return name
+        text = lib.btf__name_by_offset(self._btf, offset)
+        return ffi.string(text).decode("utf-8", "replace") if text != ffi.NULL else ""
 
     def _behind(self, type_id: int, structure: str) -> Any:
         """The array of `structure` that follows a type's head."""
@@ -182,7 +188,7 @@ class Btf:
         Raises:
             KeyError: there is no such struct.
         """
-        return [field for field in self._walk(self._find(name, _STRUCT), "", 0) if isinstance(field, Field)]
+        return [field for field in self._walk(self._find(name, _STRUCT), "", 0, 0) if isinstance(field, Field)]
 
     def groups(self, name: str) -> list[Group]:
         """Return the structs and unions within `struct name` that have a name, the outer before the inner.
@@ -190,9 +196,11 @@ class Btf:
         Raises:
             KeyError: there is no such struct.
         """
-        return [group for group in self._walk(self._find(name, _STRUCT), "", 0) if isinstance(group, Group)]
+        return [group for group in self._walk(self._find(name, _STRUCT), "", 0, 0) if isinstance(group, Group)]
 
-    def _walk(self, type_id: int, prefix: str, base: int) -> Iterator[Field | Group]:
+    def _walk(self, type_id: int, prefix: str, base: int, depth: int) -> Iterator[Field | Group]:
+        if depth > _DEEPEST:
+            raise LoadError(f"read the BTF, whose structs are nested more than {_DEEPEST} deep", errno=errno.ELOOP)
         info = self._type(type_id)
         members = self._behind(type_id, "btf_member")
         bit_fields = info.info >> 31
@@ -208,12 +216,12 @@ class Btf:
                 continue
             if name:  # the members of one without a name are members of what is around it
                 yield Group(prefix + name, self._name(self._type(inner).name_off), offset, self._type(inner).size)
-            yield from self._walk(inner, f"{prefix}{name}." if name else prefix, offset)
+            yield from self._walk(inner, f"{prefix}{name}." if name else prefix, offset, depth + 1)
 
     def structs(self) -> list[str]:
         """Return the names of all structs, in no order that means anything."""
         names, type_id = [], 1
-        while self and (info := self._type(type_id)) != ffi.NULL:
+        while self and (info := lib.btf__type_by_id(self._btf, type_id)) != ffi.NULL:
             if _kind(info) == _STRUCT and (name := self._name(info.name_off)):
                 names.append(name)
             type_id += 1

@@ -40,6 +40,7 @@ struct btf *bpf_object__btf(const struct bpf_object *obj);
 struct bpf_program *bpf_object__next_program(const struct bpf_object *obj, struct bpf_program *prog);
 const char *bpf_program__name(const struct bpf_program *prog);
 const char *bpf_program__section_name(const struct bpf_program *prog);
+int bpf_program__type(const struct bpf_program *prog);
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 bool bpf_program__autoload(const struct bpf_program *prog);
 bool bpf_program__autoattach(const struct bpf_program *prog);

@@ -81,6 +81,12 @@ class BpfObject:
         """Return the object's functions."""
         return list(self._functions)
 
+    def unknown_sections(self) -> list[Program]:
+        """Return the functions whose sections libbpf has no program type for: load() refuses them."""
+        unspecified = 0  # BPF_PROG_TYPE_UNSPEC
+        pairs = zip(self._each(), self._functions, strict=True)
+        return [function for program, function in pairs if lib.bpf_program__type(program) == unspecified]
+
     def _each(self) -> Iterator[Any]:
         program = lib.bpf_object__next_program(self._object, ffi.NULL)
         while program != ffi.NULL:
@@ -126,9 +132,23 @@ class BpfObject:
         raw = int(value).to_bytes(field.size, "little", signed=field.kind == "signed")
         ffi.memmove(ffi.cast("char *", data) + field.offset, raw, field.size)
 
+    def rodata(self) -> bytes:
+        """Return the read-only data as it would be loaded; empty when the object has none."""
+        try:
+            section = self._map(".rodata")
+        except KeyError:
+            return b""
+        size = ffi.new("size_t *")
+        data = lib.bpf_map__initial_value(section, size)
+        return bytes(ffi.buffer(data, size[0]))
+
     def set_ring_bytes(self, name: str, size: int) -> None:
         """Set a ring buffer's size: a power of two and a multiple of the page size."""
         check(f"size the ring buffer {name!r}", lib.bpf_map__set_max_entries(self._map(name), size))
+
+    def max_entries(self, name: str) -> int:
+        """Return a map's number of entries; of a ring buffer, its bytes."""
+        return int(lib.bpf_map__max_entries(self._map(name)))
 
     def skip_map(self, name: str) -> None:
         """Do not create a map that none of this object's functions use."""

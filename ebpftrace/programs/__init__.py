@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from ebpftrace.programs.catalog import CORE, ShippedProgram, find, names
+from ebpftrace.programs.catalog import CORE, ShippedProgram, find, names, program_name
 
-__all__ = ["CORE", "ShippedProgram", "find", "names"]
+__all__ = ["CORE", "ShippedProgram", "find", "names", "program_name"]

@@ -3,7 +3,8 @@
 
 libbpf loads an object whole or not at all, so one hook that the kernel lacks would take the others with it. Functions
 in sections that begin with "?" are extras: loaded where the kernel allows, and not missed where it does not. An object
-learns which of them it has from its knobs `has_<function>`.
+learns which of them it has from its knobs `has_<function>`. An extra that is called `<function>__without_<tracepoint>`
+stands in for a tracepoint: it is loaded only where the kernel does not have that.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ def choose_functions(obj: BpfObject, kernel: Btf) -> dict[str, str]:
     for function in obj.programs():
         reason = _refused(function.section, kernel)
         if function.optional:
-            obj.set_autoload(function.name, autoload=not reason)
-            if not reason and f"has_{function.name}" in knobs:
-                obj.set_rodata(f"has_{function.name}", 1)
+            name, _, better = function.name.partition("__without_")
+            chosen = not reason and not kernel.has_tracepoint(better)
+            obj.set_autoload(function.name, autoload=chosen)
+            if chosen and f"has_{name}" in knobs:
+                obj.set_rodata(f"has_{name}", 1)
         elif reason:
             obj.set_autoload(function.name, autoload=False)
             missing[function.section] = reason

@@ -1,100 +1,197 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From records to spans: planned once per program, run once per record.
+"""From records to spans in Python: planned once per layout, run once per record.
 
-The plan of a record is one `struct.Struct` over the fields that its labels name, with offsets from the BTF of the
-object that submits it, so that the C struct is the only place where a layout is written down.
+The plan of a record is one `struct.Struct` over its columns, so that a record costs one unpack and a call for each
+decoder whose answer is not remembered yet.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import operator
+import random
 import struct
-import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ebpftrace.decoders import make_decoder
-from ebpftrace.decoders.text import string
+import msgspec
+
+from ebpftrace.config.resolve import resolve
+from ebpftrace.decoders import SkipRecord
 from ebpftrace.errors import ConfigError
+from ebpftrace.spans.columns import BYTE_ORDER, TIMES, Reading, big_endian, readings
 from ebpftrace.spans.model import KernelSpan
+from ebpftrace.spans.protobuf import UINT64_MAX
 
 if TYPE_CHECKING:
-    from ebpftrace.config import LabelConfig, ProgramConfig, SpanConfig
-    from ebpftrace.kernel.btf import Btf, Field
+    from ebpftrace.config import ProgramConfig
+    from ebpftrace.config.layout import RecordLayout
+    from ebpftrace.kernel.object import BpfObject
     from ebpftrace.spans.clock import Clock
 
 PROGRAM = "ebpftrace.program"
 HOOK = "ebpftrace.hook"
+REASONS = ("short", "unknown_type", "no_trace_id", "skipped", "failed")
+"""Why a record makes no span."""
 
-_BYTE_ORDER = "<" if sys.byteorder == "little" else ">"
-_TYPE_OFFSET = 8  # struct ebt_hdr: u64 ts_ns, u32 type
-_CODES = {("unsigned", 1): "B", ("unsigned", 2): "H", ("unsigned", 4): "I", ("unsigned", 8): "Q"}
-_CODES |= {("signed", 1): "b", ("signed", 2): "h", ("signed", 4): "i", ("signed", 8): "q"}
-_CODES |= {("bool", 1): "?", ("float", 4): "f", ("float", 8): "d"}
-# struct ebt_span, which every record begins with
-_HEAD = ("span.hdr.ts_ns", "span.trace_id", "span.parent_span_id", "span.span_id", "span.duration_ns")
 _REMEMBERED = 256  # decoded values of one field
+_FRESH_S = 1.0  # how long an answer is kept that may change
+_TYPE_BYTES = 4
 
-_number = int.from_bytes
+logger = logging.getLogger("ebpftrace.spans")
 
-Step = tuple[int, str, int | None, Callable[[Any], Any] | None]
+Step = tuple[int, Any, Callable[[Any], Any] | None]
+"""A value's place, the value that means nothing, and what to do to another one."""
+Place = tuple[int, int]
+"""A record in a batch: offset, size."""
+
+
+_Others = tuple[str, str | None, str, str, str, tuple[tuple[int, int], ...], tuple[tuple[str, int], ...]]
+_SINGLE = ("span_name", "error", "status", "kind", "service")
+
+
+class NoTraceIdError(ValueError):
+    """The record has a trace id, and it is zero: what it tells of was not traced."""
+
+
+class RecordStats(msgspec.Struct, frozen=True):
+    """What became of a program's records.
+
+    Args:
+        records: read.
+        undecoded: those that made no span, by reason (`REASONS`).
+    """
+
+    records: int = 0
+    undecoded: Mapping[str, int] = {}
+
+    @property
+    def spans(self) -> int:
+        """Made of the others."""
+        return self.records - sum(self.undecoded.values())
+
+
+class Counts:
+    """Counts a program's records; its first failure is in the log, for the others the number is enough.
+
+    Args:
+        program: its name.
+    """
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self.records = 0
+        self.undecoded = dict.fromkeys(REASONS, 0)
+        self._logged = False
+
+    def log(self, error: Exception) -> None:
+        """Say why a record failed, once."""
+        if not self._logged:
+            self._logged = True
+            logger.warning(
+                "a record of the program %r makes no span; further ones are counted: %s", self._program, error
+            )
+
+    def stats(self) -> RecordStats:
+        """The counts now."""
+        return RecordStats(self.records, dict(self.undecoded))
 
 
 class RecordPlan:
     """How one kind of record becomes a span.
 
     Args:
-        program: the stem, for the span and its attributes.
-        config: the span as the program's file describes it.
-        btf: of the object that submits the records.
+        layout: of the record.
 
     Raises:
-        ConfigError: the file and the C struct do not agree.
+        ConfigError: decoders do not fit their columns.
     """
 
-    def __init__(self, program: str, config: SpanConfig, btf: Btf) -> None:
-        where = f"{program}.yaml: span {config.name!r}"
-        try:
-            self.size = btf.struct_size(config.struct)
-            fields = {field.name: field for field in btf.fields(config.struct)}
-        except KeyError:
-            raise ConfigError(
-                f"{where}: {program}.bpf.o has no struct {config.struct!r}; name it in EBT_RECORD() in the program"
-            ) from None
-        self._program = program
-        self._name = config.name
-        self._base = {PROGRAM: program, HOOK: config.hook}
-        self._attributes: list[Step] = []
-        self._span_name: Step | None = None
-        self._error: Step | None = None
-        for label in config.labels:
-            if label.name not in fields:
-                known = ", ".join(name for name in fields if "." not in name)
-                raise ConfigError(f"{where}: struct {config.struct} has no field {label.name!r}; it has {known}")
-        # in the order of memory, so that one unpack gives all values without sorting them again
-        wanted = sorted({*_HEAD, *(label.name for label in config.labels)}, key=lambda name: fields[name].offset)
-        for label in config.labels:
-            self._add(label, wanted.index(label.name), fields[label.name])
-        self._head = operator.itemgetter(*map(wanted.index, _HEAD))
-        self._unpack = _unpacker([fields[name] for name in wanted], where)
+    def __init__(self, layout: RecordLayout) -> None:
+        self.size = layout.size
+        self._program = layout.program
+        self._base: dict[str, Any] = {PROGRAM: layout.program, **layout.attributes}
+        columns = readings(layout)
+        self._unpack, places = _unpacker(columns)
+        rows = [
+            (reading.column.role, reading.column.key, _step(place, reading))
+            for place, reading in zip(places, columns, strict=True)
+        ]
+        self._roles = {role: step for role, _, step in rows}
+        self._head = _head(self._roles)
+        self._attributes = [(key, step) for role, key, step in rows if role == ""]
+        self._events = [(key, step) for role, key, step in rows if role == "event"]
+        links = [step for role, _, step in rows if role.startswith("link_")]
+        self._links = list(zip(links[::2], links[1::2], strict=True))
+        keys = [key for key, _ in self._attributes]
+        self._unique = len(set(keys)) == len(keys)
+        self._defaults = (layout.name, None, "unset", layout.kind or "internal", layout.service, (), ())
+        self._single = [(_SINGLE.index(role), step) for role, step in self._roles.items() if role in _SINGLE]
+        self._is_plain = not (self._roles.keys() - {"", *_HEAD})
 
-    def _add(self, label: LabelConfig, index: int, field: Field) -> None:
-        step = (index, label.attribute, label.omit, _converter(label, field))
-        if label.role == "span_name":
-            self._span_name = step
-        elif label.role == "error":
-            self._error = step
-        else:
-            self._attributes.append(step)
+    def build(self, data: memoryview, offset: int, to_epoch: Callable[[int], int], now_ns: int) -> KernelSpan:
+        """Return the span of the record at `offset`.
 
-    def build(self, data: memoryview, offset: int, to_epoch: Callable[[int], int]) -> KernelSpan:
-        """Return the span of the record at `offset`."""
+        Args:
+            data: at least `size` bytes from `offset`.
+            offset: of the record.
+            to_epoch: kernel time → epoch nanoseconds.
+            now_ns: when a record without a time is taken to have happened.
+
+        Raises:
+            SkipRecord: a decoder filters it out.
+            NoTraceIdError: its trace id is zero.
+            ColumnError: a value that its role cannot have.
+        """
         values = self._unpack(data, offset)
-        ts_ns, trace_id, parent_span_id, span_id, duration_ns = self._head(values)
-        start_ns = to_epoch(ts_ns)
-        attributes: dict[str, Any] = self._base.copy()
-        for index, key, omit, convert in self._attributes:
+        trace_id, span_id, parent_span_id, start, duration_ns = self._head(values)
+        start_ns = now_ns if start is None else to_epoch(start)
+        end_ns = start_ns + duration_ns
+        if start_ns < 0 or end_ns > UINT64_MAX:
+            start_ns = _within(start_ns)
+            end_ns = _within(start_ns + duration_ns)
+        name, error, status, kind, service, links, events = (
+            self._defaults if self._is_plain else self._others(values, to_epoch)
+        )
+        attributes = self._all_attributes(values)
+        return KernelSpan(
+            trace_id,
+            span_id,
+            parent_span_id,
+            name,
+            start_ns,
+            end_ns,
+            attributes,
+            self._program,
+            error,
+            status,
+            kind,
+            service,
+            links,
+            events,
+        )
+
+    def _others(self, values: Sequence[Any], to_epoch: Callable[[int], int]) -> _Others:
+        """Return name, error, status, kind, service, links and events of a record."""
+        found: list[Any] = [*self._defaults]
+        for place, (index, omit, convert) in self._single:
+            value = values[index]
+            if value != omit:
+                found[place] = (value if convert is None else convert(value)) or found[place]
+        name, error, status, kind, service, links, events = found
+        if self._links:
+            links = self._all_links(values)
+        if self._events:
+            events = self._all_events(values, to_epoch)
+        return name, error, status, kind, service, links, events
+
+    def _all_attributes(self, values: Sequence[Any]) -> dict[str, Any]:
+        attributes = self._base.copy()
+        if not self._unique:
+            return attributes | self._first_attributes(values)
+        for key, (index, omit, convert) in self._attributes:
             value = values[index]
             if value == omit:
                 continue
@@ -103,88 +200,242 @@ class RecordPlan:
                 if value is None:
                     continue
             attributes[key] = value
-        return KernelSpan(
-            _number(trace_id, "big"),
-            _number(span_id, "big"),
-            _number(parent_span_id, "big"),
-            (self._span_name and _step(self._span_name, values)) or self._name,
-            start_ns,
-            start_ns + duration_ns,
-            attributes,
-            self._program,
-            self._error and _step(self._error, values),
-        )
+        return attributes
+
+    def _first_attributes(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Of columns with the same key, the first one that has something to say."""
+        attributes: dict[str, Any] = {}
+        for key, step in self._attributes:
+            if key not in attributes:
+                value = _apply(step, values)
+                if value is not None:
+                    attributes[key] = value
+        return attributes
+
+    def _all_links(self, values: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+        found = [(_apply(trace_id, values) or 0, _apply(span_id, values) or 0) for trace_id, span_id in self._links]
+        return tuple(link for link in found if all(link))
+
+    def _all_events(self, values: Sequence[Any], to_epoch: Callable[[int], int]) -> tuple[tuple[str, int], ...]:
+        found = [(name, _apply(step, values)) for name, step in self._events]
+        return tuple((name, _within(to_epoch(time_ns))) for name, time_ns in found if time_ns)
 
 
-def _step(step: Step, values: Sequence[Any]) -> Any:
-    """The value of a label with a role, or None."""
-    index, _, omit, convert = step
+def _within(time_ns: int) -> int:
+    """A time as OTLP can hold it."""
+    return min(max(time_ns, 0), UINT64_MAX)
+
+
+def _apply(step: Step, values: Sequence[Any]) -> Any:
+    """The value of a column; None = it has none."""
+    index, omit, convert = step
     value = values[index]
     if value == omit:
         return None
-    return convert(value) if convert is not None else value
+    return value if convert is None else convert(value)
 
 
-def _converter(label: LabelConfig, field: Field) -> Callable[[Any], Any] | None:
-    decoders = [make_decoder(decoder) for decoder in label.decoders]
-    if not decoders:
-        if field.kind != "char":
-            return None
-        decoders = [string]
-
-    def chain(value: Any) -> Any:
-        for decode in decoders:
-            value = decode(value)
-        return value
-
-    # A decoder is a function of its value alone, and a field has few different ones: names, states, system calls
-    return functools.lru_cache(_REMEMBERED)(decoders[0] if len(decoders) == 1 else chain)
+def _step(index: int, reading: Reading) -> Step:
+    omit = struct.unpack(BYTE_ORDER + reading.code, reading.omit)[0] if reading.omit else None
+    convert = reading.decode
+    if convert is None or reading.op == "bytes" or reading.column.role in TIMES or reading.column.kind == "float":
+        return index, omit, convert  # no two are the same, or comparing them is not what it seems
+    return index, omit, functools.lru_cache(_REMEMBERED)(convert) if reading.lasting else _Fresh(convert)
 
 
-def _unpacker(fields: Sequence[Field], where: str) -> Callable[[memoryview, int], tuple[Any, ...]]:
-    """One unpack for all fields, which are in the order of memory."""
-    layout, position = _BYTE_ORDER, 0
+class _Fresh:
+    """Remembers answers for a second."""
+
+    def __init__(self, convert: Callable[[Any], Any]) -> None:
+        self._convert = functools.lru_cache(_REMEMBERED)(convert)
+        self._since = 0.0
+
+    def __call__(self, value: Any) -> Any:
+        now = time.monotonic()
+        if now - self._since > _FRESH_S:
+            self._convert.cache_clear()
+            self._since = now
+        return self._convert(value)
+
+
+def _unpacker(columns: Sequence[Reading]) -> tuple[Callable[[memoryview, int], tuple[Any, ...]], list[int]]:
+    """One unpack for all columns, and where in its result each one is; several where columns overlap."""
+    fields = sorted({(reading.column.offset, reading.column.size, reading.code) for reading in columns})
+    runs: list[list[tuple[int, int, str]]] = []
     for field in fields:
-        code = f"{field.size}s" if field.count else _CODES.get((field.kind, field.size))
-        if code is None:
-            raise ConfigError(f"{where}: no attribute can be made of field {field.name!r}, a {field.kind}")
-        layout += f"{field.offset - position}x{code}"
-        position = field.offset + field.size
-    return struct.Struct(layout).unpack_from
+        for run in runs:
+            if run[-1][0] + run[-1][1] <= field[0]:
+                run.append(field)
+                break
+        else:
+            runs.append([field])
+    order = [field for run in runs for field in run]
+    places = [order.index((reading.column.offset, reading.column.size, reading.code)) for reading in columns]
+    unpacks = [struct.Struct(_format(run)).unpack_from for run in runs]
+    if len(unpacks) == 1:
+        return unpacks[0], places
+    return (lambda data, offset: tuple(value for unpack in unpacks for value in unpack(data, offset))), places
 
 
-class ProgramPlan:
-    """All records of one program.
+def _format(run: Sequence[tuple[int, int, str]]) -> str:
+    layout, position = BYTE_ORDER, 0
+    for offset, size, code in run:
+        layout += f"{offset - position}x{code}"
+        position = offset + size
+    return layout
+
+
+# --- ids and times
+
+Head = Callable[[Sequence[Any]], tuple[int, int, int, int | None, int]]
+_HEAD = ("trace_id", "span_id", "parent_span_id", "start", "duration")
+
+_number = int.from_bytes
+
+
+def _random_id(bits: int) -> int:
+    # not a secret, but nobody else's: the generator is seeded by the system, and again after a fork
+    return random.getrandbits(bits) or _random_id(bits)
+
+
+def _head(roles: Mapping[Any, Step]) -> Head:
+    """What reads trace id, span id, parent, start (None = unknown) and duration of a record."""
+    steps = [roles.get(role) for role in _HEAD]
+    if all(step is not None and step[1] is None and step[2] in (None, big_endian) for step in steps):
+        return _whole_head(operator.itemgetter(*(step[0] for step in steps if step is not None)))
+    return functools.partial(_any_head, steps)
+
+
+def _whole_head(get: Callable[[Sequence[Any]], tuple[Any, ...]]) -> Head:
+    """All five are there as they are in `struct ebt_span`."""
+
+    def head(values: Sequence[Any]) -> tuple[int, int, int, int | None, int]:
+        trace_id, span_id, parent_span_id, start, duration_ns = get(values)
+        trace_number = _number(trace_id, "big")
+        if not trace_number:
+            raise NoTraceIdError
+        span_number = _number(span_id, "big") or _random_id(64)
+        return trace_number, span_number, _number(parent_span_id, "big"), start, duration_ns
+
+    return head
+
+
+def _any_head(steps: Sequence[Step | None], values: Sequence[Any]) -> tuple[int, int, int, int | None, int]:
+    trace, span, parent, start, duration = steps
+    if trace is not None:
+        trace_id = _apply(trace, values)
+        if not trace_id:
+            raise NoTraceIdError
+    else:
+        trace_id = _random_id(128)
+    span_id = (span and _apply(span, values)) or _random_id(64)
+    parent_span_id = (parent and _apply(parent, values)) or 0
+    if trace is None:
+        parent_span_id = 0  # it would be a span of another trace
+    start_ns = None if start is None else _apply(start, values)
+    return trace_id, span_id, parent_span_id, start_ns, (duration and _apply(duration, values)) or 0
+
+
+# --- rings
+
+
+class RingPlan:
+    """All kinds of records of one ring buffer.
 
     Args:
-        program: the stem.
-        config: the program's file.
-        btf: of its object.
+        layouts: of one program.
+        counts: of that program; new ones by default.
 
     Raises:
-        ConfigError: see `RecordPlan`.
+        ConfigError: decoders do not fit their columns.
     """
 
-    def __init__(self, program: str, config: ProgramConfig, btf: Btf) -> None:
-        self.program = program
-        rings = {span.ringbuf for span in config.tracing.spans}
-        if len(rings) != 1:
-            raise ConfigError(f"{program}.yaml: all spans of a program come through one ring buffer, not {len(rings)}")
-        self.ringbuf = rings.pop()
-        self._plans = {span.type: RecordPlan(program, span, btf) for span in config.tracing.spans}
-        self._type = struct.Struct(_BYTE_ORDER + "I").unpack_from
-        self.records = 0
-        self.undecoded = 0
+    def __init__(self, layouts: Sequence[RecordLayout], counts: Counts | None = None) -> None:
+        self.layouts = tuple(layouts)
+        self.program = layouts[0].program
+        self.counts = counts or Counts(self.program)
+        plans = [RecordPlan(layout) for layout in layouts]
+        self._kinds = [(layout.type, layout.type_offset, plan) for layout, plan in zip(layouts, plans, strict=True)]
+        self._type = struct.Struct(BYTE_ORDER + "I").unpack_from
+        # The usual case, one place for the type and several types, is one look into a dict
+        offsets = {offset for _, offset, _ in self._kinds}
+        typed = len(offsets) == 1 and all(number is not None for number, _, _ in self._kinds)
+        self._by_type = {number: plan for number, _, plan in reversed(self._kinds)} if typed else {}
+        self._type_offset = min(offsets) if typed else 0
+        self._end = self._type_offset + _TYPE_BYTES if typed else 1 << 32
 
-    def decode(self, data: memoryview, places: Iterable[tuple[int, int]], clock: Clock) -> list[KernelSpan]:
-        """Return the spans of the records at `places` (offset, size); a record that no plan fits is counted."""
-        spans = []
-        plans, kind, to_epoch = self._plans, self._type, clock.to_epoch
+    def decode(self, data: memoryview, places: Iterable[Place], clock: Clock) -> list[KernelSpan]:
+        """Return the spans of the records at `places`; a record that makes none is counted.
+
+        Args:
+            data: a batch.
+            places: of the records in it.
+            clock: for their times.
+        """
+        spans: list[KernelSpan] = []
+        counts, to_epoch, now_ns = self.counts, clock.to_epoch, time.time_ns()
+        undecoded, by_type, end = counts.undecoded, self._by_type, self._end
         for offset, size in places:
-            self.records += 1
-            plan = plans.get(kind(data, offset + _TYPE_OFFSET)[0]) if size >= _TYPE_OFFSET + 4 else None
+            counts.records += 1
+            plan = by_type.get(self._type(data, offset + self._type_offset)[0]) if size >= end else None
             if plan is None or size < plan.size:
-                self.undecoded += 1
-                continue
-            spans.append(plan.build(data, offset, to_epoch))
+                other = self._plan(data, offset, size)
+                if isinstance(other, str):
+                    undecoded[other] += 1
+                    continue
+                plan = other
+            try:
+                spans.append(plan.build(data, offset, to_epoch, now_ns))
+            except NoTraceIdError:
+                undecoded["no_trace_id"] += 1
+            except SkipRecord:
+                undecoded["skipped"] += 1
+            except Exception as error:  # noqa: BLE001  (whatever it is, the next record has nothing to do with it)
+                undecoded["failed"] += 1
+                counts.log(error)
         return spans
+
+    def _plan(self, data: memoryview, offset: int, size: int) -> RecordPlan | str:
+        """The plan for a record, or the reason why there is none."""
+        reason = "unknown_type"
+        for number, type_offset, plan in self._kinds:
+            if number is not None:
+                if size < type_offset + _TYPE_BYTES:
+                    reason = "short"
+                    continue
+                if self._type(data, offset + type_offset)[0] != number:
+                    continue
+            return plan if size >= plan.size else "short"
+        return reason
+
+
+class ProgramPlan(RingPlan):
+    """All records of one program that has one ring buffer, as shipped programs do.
+
+    Args:
+        program: its name.
+        source: its file's name, for errors.
+        config: what that says.
+        obj: its object, opened.
+
+    Raises:
+        ConfigError: file and object do not agree.
+    """
+
+    def __init__(self, program: str, source: str, config: ProgramConfig, obj: BpfObject) -> None:
+        layouts = resolve(program, source, config, obj)
+        rings = {layout.ringbuf for layout in layouts}
+        if len(rings) != 1:
+            raise ConfigError(f"{source}: all spans of a program come through one ring buffer, not {len(rings)}")
+        self.ringbuf = rings.pop()
+        super().__init__(layouts)
+
+    @property
+    def records(self) -> int:
+        """Records seen."""
+        return self.counts.records
+
+    @property
+    def undecoded(self) -> int:
+        """Those that made no span."""
+        return sum(self.counts.undecoded.values())

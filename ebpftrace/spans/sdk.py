@@ -11,16 +11,17 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from ebpftrace._version import version
 from ebpftrace.errors import UnsupportedError
 from ebpftrace.spans.backlog import Backlog
 from ebpftrace.spans.bounded import BoundedCall
-from ebpftrace.spans.resource import DEFAULT_SERVICE_NAME, kernel_resource
+from ebpftrace.spans.resource import DEFAULT_SERVICE_NAME, SharedResource, kernel_resource
+from ebpftrace.spans.services import service_attributes
 from ebpftrace.spans.sink import SinkStats
 from ebpftrace.spans.tally import Tally
 
@@ -36,23 +37,30 @@ PROGRAM = "ebpftrace.program"
 
 _log = logging.getLogger("ebpftrace.spans")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_OK = Status(StatusCode.UNSET)
+_STATUSES = {
+    "unset": Status(StatusCode.UNSET),
+    "ok": Status(StatusCode.OK),
+    "error": Status(StatusCode.ERROR),
+}
+_KINDS = {kind.name.lower(): kind for kind in SpanKind}
 _INT64_MAX = (1 << 63) - 1
 _INT64_MIN = -(1 << 63)
 _CHUNK = 128  # spans between two looks at the queues
 _POLL_S = 0.001
+_SERVICES = 256  # whose resources are kept: their names may come from records
 
 
 class SpanBuilder:
-    """Makes the SDK's finished spans; resource, scope and flags are shared by all of them.
+    """Makes the SDK's finished spans; scope, flags and each service's resource are shared by all of them.
 
     Args:
-        resource: what the spans are said to come from.
+        resource: what spans are said to come from that name no service of their own.
     """
 
     def __init__(self, resource: Resource) -> None:
         self.resource = resource
         self.scope = InstrumentationScope(SCOPE_NAME, version)
+        self._resources: dict[str, Resource] = {}
 
     def __call__(self, span: KernelSpan) -> ReadableSpan:
         """Keep ids, times and attributes as the kernel gave them; sampled, because an unsampled span has no record."""
@@ -63,14 +71,25 @@ class SpanBuilder:
             span.name,
             SpanContext(span.trace_id, span.span_id, False, _SAMPLED),
             parent,
-            self.resource,
+            self._resource_of(span.service) if span.service else self.resource,
             _attributes(span),
-            kind=SpanKind.INTERNAL,
-            status=_OK if span.error is None else Status(StatusCode.ERROR, span.error),
+            [Event(name, timestamp=time_ns) for name, time_ns in span.events] if span.events else (),
+            [Link(SpanContext(*ids, False, _SAMPLED)) for ids in span.links] if span.links else (),
+            kind=_KINDS[span.kind],
+            status=_STATUSES[span.status] if span.error is None else Status(StatusCode.ERROR, span.error),
             start_time=span.start_ns,
             end_time=span.end_ns,
             instrumentation_scope=self.scope,
         )
+
+    def _resource_of(self, service: str) -> Resource:
+        found = self._resources.get(service)
+        if found is None:
+            if len(self._resources) >= _SERVICES:
+                self._resources.clear()
+            attributes = service_attributes(self.resource.attributes, service)
+            found = self._resources[service] = SharedResource(attributes, self.resource.schema_url)
+        return found
 
 
 def _attributes(span: KernelSpan) -> dict[str, AttributeValue]:
