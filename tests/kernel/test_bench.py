@@ -15,8 +15,9 @@ import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
 BENCHMARKS = sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("_"))
-UNITS = {"ns", "µs", "ratio", "%", "requests/s", "spans/s", "MiB"}
+UNITS = {"ns", "µs", "ratio", "%", "requests/s", "spans/s", "MiB", "records", "records/s", "spans", "bytes"}
 NEEDS = {
+    "agent_throughput": ("prometheus_client", "urllib3"),
     "breakdown": ("flask", "waitress", "opentelemetry.instrumentation.flask"),
     "reader": ("opentelemetry.exporter.otlp.proto.common",),
 }

@@ -11,11 +11,18 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Records of one call, which all have the same number. */
 const volatile __u32 copies = 1;
 
+enum numbered_parity {
+	EVEN = 0,
+	ODD = 1,
+};
+
 struct numbered_record {
 	struct ebt_span span;
 	__u64 number;
 	__u32 pid;
+	__u32 tid;
 	__u32 cpu;
+	enum numbered_parity parity;
 	char comm[16];
 };
 EBT_RECORD(numbered_record);
@@ -47,6 +54,8 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long id)
 			continue;
 		record->number = argument - FIRST;
 		record->pid = bpf_get_current_pid_tgid() >> 32;
+		record->tid = bpf_get_current_pid_tgid();
+		record->parity = record->number & 1 ? ODD : EVEN;
 		record->cpu = bpf_get_smp_processor_id();
 		bpf_get_current_comm(record->comm, sizeof(record->comm));
 		ebt_submit(record);
