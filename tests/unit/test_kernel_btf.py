@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from config_support import records
 
 from ebpftrace.errors import BpfError, LoadError, UnsupportedError
 from ebpftrace.kernel import btf as btf_module
@@ -65,6 +66,70 @@ def test_unknown_struct(sched):
         sched.btf.fields("ebt_nothing")
     with pytest.raises(KeyError, match="ebt_nothing"):
         sched.btf.struct_size("ebt_nothing")
+
+
+@pytest.fixture
+def kinds():
+    """An object with records of every kind."""
+    with BpfObject("records", records()) as obj:
+        yield obj
+
+
+@pytest.mark.parametrize(
+    ("struct", "name", "kind", "names"),
+    [
+        ("all_kinds", "color", "unsigned", {1: "RED", 2: "GREEN"}),
+        ("all_kinds", "offset", "signed", {-1: "BEFORE", 1: "AFTER"}),
+        ("wide_enums", "wide", "unsigned", {1: "NARROW", 1 << 40: "WIDE"}),
+        ("wide_enums", "wide_signed", "signed", {-(1 << 40): "LOWEST", 1 << 40: "HIGHEST"}),
+        ("all_kinds", "u8", "unsigned", None),
+    ],
+)
+def test_enums(kinds, struct, name, kind, names):
+    """An enum's field has the names of its values, and its sign."""
+    found = field(kinds, struct, name)
+
+    assert (kind, names) == (found.kind, found.names)
+
+
+def test_bit_fields(kinds):
+    """A bit field has its width and the byte that it begins in."""
+    low, high = field(kinds, "bits", "low"), field(kinds, "bits", "high")
+
+    assert ((8, 4), (8, 28)) == ((low.offset, low.bits), (high.offset, high.bits))
+    assert 0 == field(kinds, "bits", "whole").bits
+
+
+def test_groups(kinds):
+    """Structs and unions within a struct are known with their types; members of nameless ones are the struct's own."""
+    groups = {group.name: (group.type, group.offset, group.size) for group in kinds.btf.groups("all_kinds")}
+
+    assert ("ebt_span", 0, 56) == groups["span"]
+    assert ("point", 76, 4) == groups["at"]
+    assert ("", 152, 8) == groups["value"]
+    assert field(kinds, "all_kinds", "v4").offset == field(kinds, "all_kinds", "v6").offset == 136
+
+
+def test_structs(kinds):
+    """All structs can be listed."""
+    assert {"all_kinds", "bits", "disk", "ebt_span"} <= set(kinds.btf.structs())
+
+
+def test_no_btf():
+    """An object's BTF may not be there at all: then it is false and has nothing."""
+    none = Btf(ffi.NULL)
+
+    assert not none
+    assert ([], {}, 0) == (none.structs(), none.variables(".rodata"), none.tracepoint_arguments("sched_switch"))
+    with pytest.raises(KeyError, match="anything"):
+        none.fields("anything")
+
+
+def test_rodata(kinds):
+    """The read-only data of an object can be read before it is loaded."""
+    level = kinds.btf.variables(".rodata")["level"]
+
+    assert -3 == int.from_bytes(kinds.rodata()[level.offset : level.offset + 4], "little", signed=True)
 
 
 def test_variables(sched):

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where programs' files are found, and what is said of missing ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from ebpftrace.config.files import ProgramFiles, all_of, all_shipped, find
+from ebpftrace.errors import ConfigError
+from ebpftrace.programs import names
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A directory with one whole program, one without its object, one without its YAML."""
+    for name in ("good.yaml", "good.bpf.o", "no-object.yaml", "no-object.bpf.c", "no-yaml.bpf.o"):
+        (tmp_path / name).write_text("")
+    return tmp_path
+
+
+def message(*arguments):
+    """What is said, with the directory left out."""
+    with pytest.raises(ConfigError) as caught:
+        find(*arguments)
+    return str(caught.value)
+
+
+def test_by_name(folder):
+    """A name is looked for in the directory."""
+    assert [ProgramFiles("good", folder / "good.yaml", folder / "good.bpf.o")] == find(["good"], folder)
+
+
+def test_by_path(folder):
+    """A YAML file has its object beside it; names come before paths."""
+    (folder / "other.yml").write_text("")
+    (folder / "other.bpf.o").write_text("")
+    found = find(["good"], folder, [folder / "other.yml"])
+
+    assert ["good", "other"] == [files.stem for files in found]
+    assert folder / "other.bpf.o" == found[1].object
+
+
+@pytest.mark.parametrize("name", ["exec", "exec-trace"])
+def test_shipped(name):
+    """Without a directory, names are those of shipped programs, by name or by stem."""
+    [found] = find([name])
+
+    assert ("exec-trace", "exec-trace.yaml", "exec-trace.bpf.o") == (found.stem, found.yaml.name, found.object.name)
+    assert found.object.read_bytes().startswith(b"\x7fELF")
+
+
+def test_all():
+    """All shipped programs can be asked for."""
+    assert list(names()) == [files.stem.removesuffix("-trace") for files in all_shipped()]
+
+
+def test_all_of_a_directory(folder):
+    """All programs of a directory can be asked for; one that lacks its object is told."""
+    with pytest.raises(ConfigError, match=r"no-object\.bpf\.o: is missing"):
+        all_of(folder)
+    (folder / "no-object.yaml").unlink()
+
+    assert ["good"] == [files.stem for files in all_of(folder)]
+    with pytest.raises(ConfigError, match="has no YAML file"):
+        all_of(folder / "..")
+    with pytest.raises(ConfigError, match="is no directory"):
+        all_of(folder / "nothing")
+
+
+def test_missing(folder):
+    """A missing file is named, with what to do about it, and all of them at once."""
+    lines = message(["no-object", "no-yaml", "godo"], folder, [folder / "go.yaml", folder / "nowhere" / "x.yaml"])
+
+    mend = f"`ebpftrace build {folder}/no-object.bpf.c`"
+    assert [
+        f"{folder}/no-object.bpf.o: is missing, though no-object.yaml is there: {mend}",
+        f"{folder}/no-yaml.yaml: is missing, though no-yaml.bpf.o is there: describe the program's records in it",
+        f"godo: neither godo.yaml nor godo.bpf.o is in {folder}: did you mean 'good'?",
+        f"{folder}/go.yaml: is missing: did you mean 'good.yaml'?",
+        f"{folder}/nowhere/x.yaml: is missing: there is no directory {folder}/nowhere",
+    ] == lines.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("good.bpf.o", "is a program's object: give its description, "),
+        (".", "is a directory: give it as --config-dir"),
+        ("no-object.bpf.c", "is no YAML file by its name"),
+    ],
+)
+def test_not_a_yaml_file(folder, name, told):
+    """What is no YAML file is told for what it is."""
+    assert told in message([], None, [folder / name])
+
+
+def test_unknown_shipped():
+    """A name that is not shipped brings those that are."""
+    assert message(["exec-trce"]).startswith(
+        "exec-trce: no program of this name comes with ebpftrace: did you mean 'exec-trace'?"
+    )
+
+
+def test_twice(folder):
+    """One program cannot be asked for twice, for its spans and counters would be mixed up."""
+    assert "a program 'good' is asked for already" in message(["good"], folder, [folder / "good.yaml"])
