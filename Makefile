@@ -33,6 +33,12 @@ demo: $(STAMPS)/demo-$(LISTING) mounts ## Trace a slow request into build/demo/t
 	@mkdir -p build/demo
 	$(SUDO) $(BIN)/ebpftrace demo --output build/demo/trace.jsonl
 
+.PHONY: tracing-demos
+tracing-demos: $(STAMPS)/demo-$(LISTING) mounts ## Run the short demos: sock, sched, cfs-throttling; traces in build/demo
+	@mkdir -p build/demo
+	for demo in sock sched cfs-throttling; do \
+		$(SUDO) $(BIN)/ebpftrace demo $$demo --output build/demo/$$demo.jsonl || exit; done
+
 .PHONY: test
 test: lint pytest ## Check the style and the types, then run every test
 

@@ -11,9 +11,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define ROOT_NAME 64
 #define STATUS_EXECED (-1)
 
-/* Set by the loader when `roots` has entries. */
-const volatile bool has_roots = false;
-
 EBT_RECORD(ebt_exec_process);
 
 /* Traced processes: the record that is sent when the binary they run ends. */
@@ -24,7 +21,7 @@ struct {
 	__type(value, struct ebt_exec_process);
 } procs SEC(".maps");
 
-/* Paths ("/usr/bin/bash") and names ("bash") that start a trace of their own. */
+/* Paths ("/usr/bin/bash") and names ("bash", 15 bytes of them) that start a trace of their own. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 256);
@@ -94,8 +91,6 @@ static __always_inline bool is_root(struct task_struct *task, struct linux_binpr
 {
 	char name[ROOT_NAME] = {};
 
-	if (!has_roots)
-		return false;
 	bpf_probe_read_kernel_str(name, sizeof(name), bprm->filename);
 	if (bpf_map_lookup_elem(&roots, name))
 		return true;

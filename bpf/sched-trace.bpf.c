@@ -17,6 +17,7 @@ const volatile bool has_prev_state = false;
 EBT_RECORD(ebt_sched_switch);
 EBT_RECORD(ebt_sched_wakeup);
 EBT_RECORD(ebt_sched_off_cpu);
+EBT_RECORD(ebt_sched_migrate);
 
 static __always_inline __u64 line_owner(const struct ebt_slot *slot)
 {
@@ -246,6 +247,43 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 	record->cpu = bpf_get_smp_processor_id();
 	record->waker_tid = line->waker_tid;
 	__builtin_memcpy(record->waker_comm, line->waker_comm, sizeof(record->waker_comm));
+	ebt_submit(record);
+	return 0;
+}
+
+static __always_inline __u32 task_cpu(struct task_struct *task)
+{
+	struct task_struct___info *now = (void *)task;
+	struct task_struct___cpu *old = (void *)task;
+
+	if (bpf_core_field_exists(now->thread_info.cpu))
+		return BPF_CORE_READ(now, thread_info.cpu);
+	return BPF_CORE_READ(old, cpu);
+}
+
+/* Fires before the thread is another CPU's, on whatever CPU decides so; the thread itself is off CPU. */
+SEC("tp_btf/sched_migrate_task")
+int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
+{
+	struct ebt_sched_migrate *record;
+	struct ebt_thread thread;
+	struct ebt_line *line;
+
+	if (!ebt_thread_find(task, &thread))
+		return 0;
+	line = ebt_thread_line(task, &thread);
+	if (!line || !line->off_since || !line->mask)
+		return 0;
+	record = ebt_reserve(struct ebt_sched_migrate, EBT_SCHED_MIGRATE, bpf_ktime_get_ns(),
+			     line->trace_id, line->span_id);
+	if (!record) {
+		line->lost++;
+		return 0;
+	}
+	record->pid = ebt_innermost_pid(task);
+	record->tid = ebt_innermost_tid(task);
+	record->orig_cpu = task_cpu(task);
+	record->dest_cpu = dest_cpu;
 	ebt_submit(record);
 	return 0;
 }

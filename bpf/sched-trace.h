@@ -9,6 +9,7 @@ enum ebt_sched_type {
 	EBT_SCHED_SWITCH = 1,
 	EBT_SCHED_WAKEUP = 2,
 	EBT_SCHED_OFF_CPU = 3,
+	EBT_SCHED_MIGRATE = 4,
 };
 
 /* A traced thread left its CPU. */
@@ -47,8 +48,18 @@ struct ebt_sched_off_cpu {
 	char waker_comm[16];
 };
 
+/* A traced thread was given another CPU while it was off its own. */
+struct ebt_sched_migrate {
+	struct ebt_span span;
+	__u32 pid;
+	__u32 tid;
+	__u32 orig_cpu;
+	__u32 dest_cpu;
+};
+
 EBT_ASSERT(sizeof(struct ebt_sched_switch) == 96, "record");
 EBT_ASSERT(sizeof(struct ebt_sched_wakeup) == 88, "record");
 EBT_ASSERT(sizeof(struct ebt_sched_off_cpu) == 96, "record");
+EBT_ASSERT(sizeof(struct ebt_sched_migrate) == 72, "record");
 
 #endif

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ebpftrace.kernel.btf import Btf
+    from ebpftrace.programs import ShippedProgram
 
 # include/uapi/linux/capability.h
 _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -203,7 +204,7 @@ def _hooks() -> list[Feature]:
             "BTF tracepoints", not tracepoint, tracepoint or "tp_btf/sched_switch attaches", required=True,
             use="all shipped programs", hint="EPERM: see privileges; ENOENT: see kernel BTF",
         ),
-        Feature("fentry", not fentry, fentry or "fentry/vfs_fsync attaches", use="no shipped program needs it"),
+        Feature("fentry", not fentry, fentry or "fentry/vfs_fsync attaches", use="extras of cfs-throttling and sock"),
     ]  # fmt: skip
     for name in ("kprobe", "uprobe"):
         there = Path(f"/sys/bus/event_source/devices/{name}/type").exists()
@@ -215,26 +216,43 @@ def _hooks() -> list[Feature]:
 def _programs() -> list[Feature]:
     """Load, attach and take off each shipped program: the only proof that counts."""
     from ebpftrace import programs
-    from ebpftrace.kernel.object import BpfObject
+    from ebpftrace.kernel.btf import Btf
+    from ebpftrace.settings import Settings
 
+    try:
+        kernel = Btf.kernel()
+    except EbpftraceError:
+        return []  # said already
     found = []
     for name in programs.names():
-        program = programs.find(name)
-        detail = ""
-        try:
-            with BpfObject(name, program.object_bytes()) as obj:
-                hooks = ", ".join(each.section for each in obj.programs())
-                obj.load()
-                obj.attach()
-        except EbpftraceError as error:
-            detail = str(error)
+        problem, detail = _try_program(programs.find(name), kernel)
         found.append(
             Feature(
-                f"program {name}", not detail, detail or hooks, required=True, use=program.config().description,
-                hint="`ebpftrace -v run ...` shows the kernel's words",
+                f"program {name}", not problem, problem or detail, required=name in Settings().programs,
+                use=programs.find(name).config().description, hint="`ebpftrace -v run ...` shows the kernel's words",
             )
         )  # fmt: skip
     return found
+
+
+def _try_program(program: ShippedProgram, kernel: Btf) -> tuple[str, str]:
+    """Why a program cannot be attached, or "" and the hooks that it has here."""
+    from ebpftrace.kernel.object import BpfObject
+    from ebpftrace.programs.choose import choose_functions, kernel_knobs
+    from ebpftrace.programs.knobs import set_numbers
+
+    try:
+        with BpfObject(program.name, program.object_bytes()) as obj:
+            missing = choose_functions(obj, kernel)
+            set_numbers(obj, kernel_knobs(kernel), known_only=True)
+            obj.load()
+            obj.attach()
+            hooks = ", ".join(function.section for function in obj.attachable())
+    except EbpftraceError as error:
+        return str(error), ""
+    if not hooks:
+        return "; ".join(missing.values()), ""
+    return "", hooks + "".join(f"; without {hook}: {reason}" for hook, reason in missing.items())
 
 
 def _cgroups() -> Feature:

@@ -86,7 +86,8 @@ struct ebt_line {
 enum ebt_drop {
 	EBT_DROP_RING_FULL = 0, /* the reader did not keep up */
 	EBT_DROP_MAP_FULL = 1, /* a state map had no room */
-	EBT_DROPS = 2,
+	EBT_DROP_LIMIT = 2, /* more than the program makes by its own rule */
+	EBT_DROPS = 3,
 };
 
 /* The head of every record. */

@@ -45,7 +45,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
-            env=_environment(),
+            env=environment(),
         )
 
     @property
@@ -124,7 +124,8 @@ class Child:
         self.close()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return this process's environment without settings that are meant for the user's own services."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -275,7 +275,7 @@ def test_crowd():
             for span in below(found["spans"], named(found["spans"], str(number)))
         ]
         assert [str(number)] * 10 == arguments
-    assert {"ring_full": 0, "map_full": 0} == found["stats"]["dropped"]
+    assert {"ring_full": 0, "map_full": 0, "limit": 0} == found["stats"]["dropped"]
 
 
 def long_root(directory):

@@ -21,7 +21,7 @@ def test_list(capsys):
 def test_unknown_name(capsys):
     """A wrong name is wrong usage, and the right names are told."""
     assert 2 == main(["demo", "nothing"])
-    assert "there is no demo 'nothing'; there are: http-service" in capsys.readouterr().err
+    assert "there is no demo 'nothing'; there are: http-service, sock, sched, cfs-throttling" in capsys.readouterr().err
 
 
 def test_missing_dependency(capsys, monkeypatch, tmp_path):

@@ -89,7 +89,7 @@ def run(output: Path, say: Say, *, seconds: float = SECONDS) -> Outcome:
     """
     with ExitStack() as stack:
         # next to the output: /tmp is often in memory, where the order log's fsync() would wait for no disk
-        scratch = _scratch(output.parent)
+        scratch = make_scratch(output.parent)
         stack.callback(shutil.rmtree, scratch)
         trace = scratch / "trace.jsonl"
         arguments = ["--output", str(trace), "--orders", str(scratch / "orders.log")]
@@ -107,7 +107,12 @@ def run(output: Path, say: Say, *, seconds: float = SECONDS) -> Outcome:
         return Outcome(end["stats"], end["failed"])
 
 
-def _scratch(directory: Path) -> Path:
+def make_scratch(directory: Path) -> Path:
+    """Return a new hidden directory in `directory`, for the caller to remove.
+
+    Raises:
+        CommandError: it cannot be made.
+    """
     try:
         return Path(tempfile.mkdtemp(prefix=".ebpftrace-demo-", dir=directory))
     except OSError as error:
