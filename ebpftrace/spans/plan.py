@@ -23,7 +23,7 @@ from ebpftrace.decoders import SkipRecord
 from ebpftrace.errors import ConfigError
 from ebpftrace.spans.columns import BYTE_ORDER, TIMES, Reading, big_endian, readings
 from ebpftrace.spans.model import KernelSpan
-from ebpftrace.spans.protobuf import UINT64_MAX
+from ebpftrace.spans.protobuf import PROGRAM, UINT64_MAX
 
 if TYPE_CHECKING:
     from ebpftrace.config import ProgramConfig
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ebpftrace.kernel.object import BpfObject
     from ebpftrace.spans.clock import Clock
 
-PROGRAM = "ebpftrace.program"
-HOOK = "ebpftrace.hook"
 REASONS = ("short", "unknown_type", "no_trace_id", "skipped", "failed")
 """Why a record makes no span."""
 
@@ -155,7 +153,6 @@ class RecordPlan:
         name, error, status, kind, service, links, events = (
             self._defaults if self._is_plain else self._others(values, to_epoch)
         )
-        attributes = self._all_attributes(values)
         return KernelSpan(
             trace_id,
             span_id,
@@ -163,7 +160,7 @@ class RecordPlan:
             name,
             start_ns,
             end_ns,
-            attributes,
+            self._all_attributes(values),
             self._program,
             error,
             status,

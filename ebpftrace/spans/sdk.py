@@ -20,6 +20,7 @@ from ebpftrace._version import version
 from ebpftrace.errors import UnsupportedError
 from ebpftrace.spans.backlog import Backlog
 from ebpftrace.spans.bounded import BoundedCall
+from ebpftrace.spans.protobuf import PROGRAM
 from ebpftrace.spans.resource import DEFAULT_SERVICE_NAME, SharedResource, kernel_resource
 from ebpftrace.spans.services import service_attributes
 from ebpftrace.spans.sink import SinkStats
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from ebpftrace.spans.model import AttributeValue, KernelSpan
 
 SCOPE_NAME = "ebpftrace.kernel"
-PROGRAM = "ebpftrace.program"
 
 _log = logging.getLogger("ebpftrace.spans")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)

@@ -19,6 +19,7 @@ UNITS = {"ns", "µs", "ratio", "%", "requests/s", "spans/s", "MiB", "records", "
 NEEDS = {
     "agent_throughput": ("prometheus_client", "urllib3"),
     "breakdown": ("flask", "waitress", "opentelemetry.instrumentation.flask"),
+    "encode": ("opentelemetry.exporter.otlp.proto.common",),
     "reader": ("opentelemetry.exporter.otlp.proto.common",),
 }
 

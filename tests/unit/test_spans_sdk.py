@@ -105,6 +105,56 @@ def test_error_becomes_the_status(provider, memory):
     assert (status.status_code, status.description) == (StatusCode.ERROR, "ECONNREFUSED")
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("internal", SpanKind.INTERNAL), ("server", SpanKind.SERVER), ("consumer", SpanKind.CONSUMER)],
+)
+def test_kind(provider, memory, kind, expected):
+    """A span's kind is the one its program gave it."""
+    SdkSink(provider).emit([kernel_span(kind=kind)])
+
+    assert expected == only_span(memory).kind
+
+
+@pytest.mark.parametrize(("status", "expected"), [("ok", StatusCode.OK), ("error", StatusCode.ERROR)])
+def test_status_without_a_description(provider, memory, status, expected):
+    """A status may be known where a description is not."""
+    SdkSink(provider).emit([kernel_span(status=status)])
+
+    found = only_span(memory).status
+    assert (expected, None) == (found.status_code, found.description)
+
+
+def test_links_and_events(provider, memory):
+    """Links lead to spans of other traces; events have a name and a time."""
+    SdkSink(provider).emit([kernel_span(links=((1, 2), (3, 4)), events=(("issued", 5),))])
+
+    span = only_span(memory)
+    assert [(1, 2), (3, 4)] == [(link.context.trace_id, link.context.span_id) for link in span.links]
+    assert [("issued", 5)] == [(event.name, event.timestamp) for event in span.events]
+
+
+def test_service_of_a_span(provider, memory):
+    """A span's own service is its resource's name; the rest of the resource is the sink's."""
+    SdkSink(provider).emit(
+        [kernel_span(number, service=service) for number, service in ((1, "db"), (2, ""), (3, "db"))]
+    )
+
+    resources = [span.resource for span in memory.get_finished_spans()]
+    assert ["db", "kernel", "db"] == [resource.attributes["service.name"] for resource in resources]
+    assert resources[0] is resources[2]
+    assert resources[0].attributes["host.name"] == resources[1].attributes["host.name"]
+
+
+def test_many_services(provider, memory):
+    """Services that come from records do not pile up resources."""
+    sink = SdkSink(provider)
+    sink.emit([kernel_span(number, service=f"service {number}") for number in range(1, 1001)])
+
+    assert 1000 == len({span.resource.attributes["service.name"] for span in memory.get_finished_spans()})
+    assert len(sink.build._resources) <= 256
+
+
 def test_program_is_always_an_attribute(provider, memory):
     """A decoder need not repeat the program's name, and the span's own dict stays as it was."""
     span = kernel_span(attributes={"cpu": 1})
