@@ -19,14 +19,16 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 
+from ebpftrace.config.resolve import resolve
 from ebpftrace.kernel._native import lib
 from ebpftrace.kernel.object import BpfObject
-from ebpftrace.kernel.ringbuf import RingReader
+from ebpftrace.kernel.ringbuf import Batch, RingReader
 from ebpftrace.programs import find
 from ebpftrace.runtime.loader import LoadedProgram
-from ebpftrace.runtime.reader import Reader
 from ebpftrace.settings import Settings
-from ebpftrace.spans.plan import ProgramPlan
+from ebpftrace.spans.clock import Clock
+from ebpftrace.spans.pipeline import SdkPipeline
+from ebpftrace.spans.reader import Reader
 from ebpftrace.spans.sdk import SdkSink
 
 if TYPE_CHECKING:
@@ -112,8 +114,8 @@ class Storm:
 
     def program(self) -> LoadedProgram:
         """Return it as the reader knows programs; its records are those of `sched`."""
-        plan = ProgramPlan("sched", find("sched").config(), self.object.btf)
-        return LoadedProgram("sched", self.object, plan, 1)
+        layouts = resolve("sched", "sched-trace.yaml", find("sched").config(), self.object)
+        return LoadedProgram("sched", self.object, layouts, 1)
 
     def blow(self, rate: float, seconds: float) -> int:
         """Submit records at an even rate from another process, in bursts each millisecond; return how many."""
@@ -144,7 +146,8 @@ class Attempt:
     def __init__(self, storm: Storm, sink: Any, rate: float, seconds: float) -> None:
         program = storm.program()
         dropped = sum(program.drops().values())
-        reader = Reader([program], sink.emit)
+        pipeline = SdkPipeline([program.layouts], sink.emit)
+        reader = Reader({0: program.events}, pipeline.consume)
         start = time.perf_counter()
         submitted = storm.blow(rate, seconds)
         reader.flush(10)
@@ -154,8 +157,9 @@ class Attempt:
         reader.close()
         self.lost = submitted - arrived
         dropped = sum(program.drops().values()) - dropped
-        if program.plan.records + dropped != submitted or program.plan.undecoded or self.lost < dropped:
-            sys.exit(f"of {submitted} records {program.plan.records} were read and {dropped} counted as lost")
+        read = pipeline.stats()["sched"]
+        if read.records + dropped != submitted or any(read.undecoded.values()) or self.lost < dropped:
+            sys.exit(f"of {submitted} records {read.records} were read and {dropped} counted as lost")
 
 
 def highest_rate(storm: Storm, make_sink: Callable[[], Any], seconds: float) -> float:
@@ -174,8 +178,7 @@ def decode_cost(storm: Storm, rounds: int) -> list[float]:
     """Return ns of CPU time for a record, from bytes in a batch to a span."""
     spans: list[int] = []
     program = storm.program()
-    reader = Reader([program], lambda found: spans.append(len(found)))
-    reader.close()
+    pipeline, clock = SdkPipeline([program.layouts], lambda found: spans.append(len(found))), Clock()
     costs = []
     with RingReader() as rings, no_gc():
         rings.add(program.events, 0)
@@ -183,8 +186,15 @@ def decode_cost(storm: Storm, rounds: int) -> list[float]:
             storm.blow(1e6, 0.003)
             batch = rings.wait(interval_ms=1, timeout_ms=100)
             if batch.records:
-                costs.append(cpu_ns(lambda count: [reader._decode(batch) for _ in range(count)], 3) / batch.records)  # noqa: B023
+                costs.append(cpu_ns(lambda count: _consume(pipeline, batch, clock, count), 3) / batch.records)  # noqa: B023
+        while rings.wait(interval_ms=1, timeout_ms=0).records:
+            pass  # what is left would be counted with the first rate's
     return costs
+
+
+def _consume(pipeline: SdkPipeline, batch: Batch, clock: Clock, count: int) -> None:
+    for _ in range(count):
+        pipeline.consume(batch, clock)
 
 
 def main() -> None:

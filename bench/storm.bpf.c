@@ -11,6 +11,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 EBT_RECORD(ebt_sched_switch);
 EBT_RECORD(ebt_sched_wakeup);
 EBT_RECORD(ebt_sched_off_cpu);
+EBT_RECORD(ebt_sched_migrate);
 
 static const __u8 trace_id[16] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 };
 static const __u8 span_id[8] = { 1, 2, 3, 4, 5, 6, 7, 8 };

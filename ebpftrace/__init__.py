@@ -11,8 +11,9 @@
     with tracer.start_as_current_span("charge"):
         with ebpftrace.enable("sched"):     # kernel tracing on for the current span
             ...
+        ebpftrace.trace_socket(sock)        # what the kernel does with this socket, too
 
-Importing this costs next to nothing: what is needed is imported by `start()`, `traced` and `enable`.
+Importing this costs next to nothing: what is needed is imported by what is used.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from ebpftrace._version import version as __version__
 
 if TYPE_CHECKING:
     from ebpftrace.context.enable import enable, traced
+    from ebpftrace.context.sockets import trace_socket
     from ebpftrace.runtime.session import Session
 
-__all__ = ["Session", "__version__", "enable", "start", "stats", "stop", "traced"]
+__all__ = ["Session", "__version__", "enable", "start", "stats", "stop", "trace_socket", "traced"]
 
 
 def start(
@@ -108,6 +110,11 @@ def __getattr__(name: str) -> Any:
 
         globals()["enable"], globals()["traced"] = module.enable, module.traced
         return globals()[name]
+    if name == "trace_socket":
+        from ebpftrace.context.sockets import trace_socket
+
+        globals()["trace_socket"] = trace_socket
+        return trace_socket
     if name == "Session":
         from ebpftrace.runtime.session import Session
 

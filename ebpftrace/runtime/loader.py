@@ -10,6 +10,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+from ebpftrace.config.resolve import resolve
 from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.kernel._native import lib
 from ebpftrace.kernel.btf import Btf
@@ -19,11 +20,11 @@ from ebpftrace.programs import find
 from ebpftrace.programs.choose import choose_functions, kernel_knobs
 from ebpftrace.programs.core import TABLES, TEMPLATES, Core, read_drops, size_rings
 from ebpftrace.programs.knobs import fill_lists, set_numbers
-from ebpftrace.spans.plan import ProgramPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ebpftrace.config.layout import RecordLayout
     from ebpftrace.programs import ShippedProgram
     from ebpftrace.settings import Settings
 
@@ -31,6 +32,8 @@ logger = logging.getLogger("ebpftrace.runtime")
 
 _ROOTS = "roots"
 _PROCS = "procs"
+_TIES = "ties"
+_EVENTS = "events"
 
 
 class LoadedProgram:
@@ -39,16 +42,16 @@ class LoadedProgram:
     Args:
         name: the stem.
         obj: its object, loaded.
-        plan: how its records become spans.
+        layouts: of its records.
         bit: of a context's mask.
     """
 
-    def __init__(self, name: str, obj: BpfObject, plan: ProgramPlan, bit: int) -> None:
+    def __init__(self, name: str, obj: BpfObject, layouts: Sequence[RecordLayout], bit: int) -> None:
         self.name = name
         self.object = obj
-        self.plan = plan
+        self.layouts = layouts
         self.bit = bit
-        self.events = obj.map(plan.ringbuf)
+        self.events = obj.map(_EVENTS)
         self._procs = obj.map(_PROCS) if _PROCS in obj.map_names() else None
 
     def drops(self) -> dict[str, int]:
@@ -125,7 +128,7 @@ class KernelSide:
     ) -> None:
         self._loading = obj = BpfObject(program.name, program.object_bytes())
         try:
-            plan = ProgramPlan(program.name, program.config(), obj.btf)
+            layouts = resolve(program.name, f"{program.stem}.yaml", program.config(), obj)
             obj.set_rodata("ebt_program_bit", bit)
             set_numbers(obj, knobs, known_only=True)
             size_rings(obj, settings.ring_kib * 1024)
@@ -135,7 +138,7 @@ class KernelSide:
             if _ROOTS in obj.map_names():
                 fill_lists(obj, {_ROOTS: knobs[_ROOTS]})
             obj.attach()
-            self.programs.append(LoadedProgram(program.name, obj, plan, bit))
+            self.programs.append(LoadedProgram(program.name, obj, layouts, bit))
         except BaseException:
             obj.close()
             raise
@@ -145,6 +148,11 @@ class KernelSide:
     def bits(self) -> dict[str, int]:
         """Return each loaded program's bit in a context's mask."""
         return {program.name: program.bit for program in self.programs}
+
+    def ties(self) -> Map | None:
+        """Return the map that ties sockets to spans; None when the program that looks at it is not loaded."""
+        found = (program.object.map(_TIES) for program in self.programs if _TIES in program.object.map_names())
+        return next(found, None)
 
     def _objects(self) -> list[BpfObject]:
         loading = [self._loading] if self._loading is not None else []

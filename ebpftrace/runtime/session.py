@@ -19,13 +19,11 @@ from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.settings import Settings, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
-    from ebpftrace.kernel.ringbuf import Batch
-    from ebpftrace.runtime.loader import KernelSide, LoadedProgram
+    from ebpftrace.runtime.loader import KernelSide
     from ebpftrace.runtime.otel import ProviderBinding
-    from ebpftrace.spans.clock import Clock
-    from ebpftrace.spans.model import KernelSpan
+    from ebpftrace.spans.pipeline import SdkPipeline
     from ebpftrace.spans.reader import Reader
 
 logger = logging.getLogger("ebpftrace")
@@ -54,6 +52,7 @@ class Session:
         self.reason = ""
         self._stopped = False
         self._kernel: KernelSide | None = None
+        self._pipeline: SdkPipeline | None = None
         self._reader: Reader | None = None
         self._binding: ProviderBinding | None = None
         self._forked = False
@@ -77,11 +76,12 @@ class Session:
             self.active = True
 
     def _bring_up(self) -> None:
-        from ebpftrace.context import _publisher, hooks
+        from ebpftrace.context import _publisher, hooks, sockets
         from ebpftrace.context.enable import program_mask, set_program_bits
         from ebpftrace.runtime.loader import KernelSide
         from ebpftrace.runtime.otel import ProviderBinding
         from ebpftrace.spans.clock import namespace_offset_ns
+        from ebpftrace.spans.pipeline import SdkPipeline
         from ebpftrace.spans.reader import Reader
 
         global _imported  # noqa: PLW0603
@@ -93,10 +93,13 @@ class Session:
         if not kernel.programs:
             raise UnsupportedError("every program", "; ".join(str(error) for error in kernel.failed.values()))
         rings = {number: program.events for number, program in enumerate(kernel.programs)}
-        self._reader = Reader(rings, _decoding(kernel.programs, self._binding.emit))
+        layouts = {number: program.layouts for number, program in enumerate(kernel.programs)}
+        self._pipeline = SdkPipeline(layouts, self._binding.emit)
+        self._reader = Reader(rings, self._pipeline.consume)
         set_program_bits(kernel.bits())
         _publisher.set_default_mask(program_mask(settings.enable) if settings.enable else 0)
         _publisher.arm(kernel.slots.fd, kernel.lines.fd, namespace_offset_ns())
+        sockets.arm(kernel.ties(), namespace_offset_ns())
         if settings.breakdown and "sched" in kernel.bits():
             self._binding.measure()
         hooks.install(_restart_in_child)
@@ -110,10 +113,11 @@ class Session:
         from ebpftrace.runtime.stats import collect
 
         if self._kernel is not None:
-            from ebpftrace.context import _publisher, hooks
+            from ebpftrace.context import _publisher, hooks, sockets
             from ebpftrace.context.enable import set_program_bits
 
             hooks.uninstall()
+            sockets.disarm()
             _publisher.disarm()
             _publisher.set_default_mask(0)
             set_program_bits({})
@@ -163,13 +167,17 @@ class Session:
 
     def _forget(self) -> None:
         """In the child of a fork: what runs is the parent's."""
+        if _imported:  # else there is nothing to forget, and an import could wait for a thread that is not here
+            from ebpftrace.context import sockets
+
+            sockets.forget()
         if self._kernel is not None:
             self._kernel.forget()
         if self._reader is not None:
             self._reader.forget()
         if self._binding is not None:
             self._binding.forget()
-        self._kernel = self._reader = self._binding = None
+        self._kernel = self._reader = self._pipeline = self._binding = None
         self._last_stats = {}
         self._counting = threading.Lock()
         self._forked = True
@@ -181,22 +189,6 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
-
-
-def _decoding(
-    programs: Sequence[LoadedProgram], emit: Callable[[list[KernelSpan]], None]
-) -> Callable[[Batch, Clock], None]:
-    def consume(batch: Batch, clock: Clock) -> None:
-        places: list[list[tuple[int, int]]] = [[] for _ in programs]
-        for ring, offset, size in batch:
-            places[ring].append((offset, size))
-        spans: list[KernelSpan] = []
-        for program, found in zip(programs, places, strict=True):
-            if found:
-                spans += program.plan.decode(batch.data, found, clock)
-        emit(spans)
-
-    return consume
 
 
 def _refuse_early(settings: Settings) -> None:

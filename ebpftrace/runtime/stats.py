@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ def collect(session: Session) -> dict[str, Any]:
         "spans": _spans(session),
         "reader": _reader(session),
         "publisher": _publisher(),
+        "sockets": _sockets(),
         "breakdown": _sum(session._binding.breakdown_stats()) if session._binding is not None else {},
     }
 
@@ -29,11 +31,12 @@ def _programs(session: Session) -> dict[str, Any]:
     kernel = session._kernel
     if kernel is None:
         return {}
+    counted = session._pipeline.stats() if session._pipeline is not None else {}
     found: dict[str, Any] = {}
     for program in kernel.programs:
         found[program.name] = {
-            "records": program.plan.records,
-            "undecoded": program.plan.undecoded,
+            "records": counted[program.name].records if program.name in counted else 0,
+            "undecoded": sum(counted[program.name].undecoded.values()) if program.name in counted else 0,
             "dropped": program.drops(),
         }
         running = program.running()
@@ -62,6 +65,11 @@ def _publisher() -> dict[str, int]:
     except ImportError:  # not built: start() has said so
         return {}
     return publisher.counters()
+
+
+def _sockets() -> dict[str, int]:
+    sockets = sys.modules.get("ebpftrace.context.sockets")
+    return sockets.counters() if sockets is not None else {}
 
 
 def _sum(counters: Any) -> dict[str, int]:

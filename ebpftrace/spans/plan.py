@@ -18,17 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ebpftrace.config.resolve import resolve
 from ebpftrace.decoders import SkipRecord
-from ebpftrace.errors import ConfigError
 from ebpftrace.spans.columns import BYTE_ORDER, TIMES, Reading, big_endian, readings
 from ebpftrace.spans.model import KernelSpan
 from ebpftrace.spans.protobuf import PROGRAM, UINT64_MAX
 
 if TYPE_CHECKING:
-    from ebpftrace.config import ProgramConfig
     from ebpftrace.config.layout import RecordLayout
-    from ebpftrace.kernel.object import BpfObject
     from ebpftrace.spans.clock import Clock
 
 REASONS = ("short", "unknown_type", "no_trace_id", "skipped", "failed")
@@ -404,35 +400,3 @@ class RingPlan:
                     continue
             return plan if size >= plan.size else "short"
         return reason
-
-
-class ProgramPlan(RingPlan):
-    """All records of one program that has one ring buffer, as shipped programs do.
-
-    Args:
-        program: its name.
-        source: its file's name, for errors.
-        config: what that says.
-        obj: its object, opened.
-
-    Raises:
-        ConfigError: file and object do not agree.
-    """
-
-    def __init__(self, program: str, source: str, config: ProgramConfig, obj: BpfObject) -> None:
-        layouts = resolve(program, source, config, obj)
-        rings = {layout.ringbuf for layout in layouts}
-        if len(rings) != 1:
-            raise ConfigError(f"{source}: all spans of a program come through one ring buffer, not {len(rings)}")
-        self.ringbuf = rings.pop()
-        super().__init__(layouts)
-
-    @property
-    def records(self) -> int:
-        """Records seen."""
-        return self.counts.records
-
-    @property
-    def undecoded(self) -> int:
-        """Those that made no span."""
-        return sum(self.counts.undecoded.values())

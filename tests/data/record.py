@@ -21,7 +21,7 @@ from pathlib import Path
 from opentelemetry import trace
 
 import ebpftrace
-from ebpftrace.runtime import reader
+from ebpftrace.spans import pipeline
 
 HERE = Path(__file__).parent
 TRACE_ID, SPAN_ID = 0x0102030405060708090A0B0C0D0E0F10, 0x1112131415161718
@@ -57,13 +57,13 @@ def work():
 
 def main():
     """Write the files."""
-    batches, decode = [], reader.Reader._decode
+    batches, consume = [], pipeline.SdkPipeline.consume
 
-    def keep(self, batch):
+    def keep(self, batch, clock):
         batches.append([(ring, bytes(batch.data[offset : offset + size])) for ring, offset, size in batch])
-        return decode(self, batch)
+        consume(self, batch, clock)
 
-    reader.Reader._decode = keep
+    pipeline.SdkPipeline.consume = keep
     os.environ["OTEL_TRACES_EXPORTER"] = "none"
     with ebpftrace.start() as session:
         if not session.active:

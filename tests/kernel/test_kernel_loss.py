@@ -154,7 +154,7 @@ def failing_batch(place):
 
 
 @pytest.mark.parametrize(
-    "place", ["ebpftrace.spans.plan:ProgramPlan.decode", "ebpftrace.runtime.otel:ProviderBinding.emit"]
+    "place", ["ebpftrace.spans.plan:RingPlan.decode", "ebpftrace.runtime.otel:ProviderBinding.emit"]
 )
 def test_failing_batch(place):
     """Records of a batch that could not be passed on are counted as lost, with one warning; later ones arrive."""

@@ -14,7 +14,7 @@ import pytest
 import ebpftrace
 from ebpftrace import errors
 
-NAMES = ["Session", "__version__", "enable", "start", "stats", "stop", "traced"]
+NAMES = ["Session", "__version__", "enable", "start", "stats", "stop", "trace_socket", "traced"]
 
 
 def loaded_by(code):
@@ -33,7 +33,7 @@ def test_names():
     assert NAMES == sorted(ebpftrace.__all__)
     for name in NAMES:
         assert getattr(ebpftrace, name) is not None
-    assert set(NAMES) <= set(dir(ebpftrace)) | {"Session", "enable", "traced"}
+    assert set(NAMES) <= set(dir(ebpftrace)) | {"Session", "enable", "trace_socket", "traced"}
 
 
 def test_unknown_name():

@@ -22,11 +22,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from opentelemetry.sdk.resources import Resource
 
 from ebpftrace.config.layout import Column
+from ebpftrace.config.resolve import resolve
 from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs import find
 from ebpftrace.spans import _otlp, protobuf
 from ebpftrace.spans.native import native_layout
-from ebpftrace.spans.plan import REASONS, ProgramPlan, RingPlan
+from ebpftrace.spans.plan import REASONS, RingPlan
 from ebpftrace.spans.sdk import SpanBuilder
 
 DATA = Path(__file__).parents[1] / "data"
@@ -141,7 +142,7 @@ def test_recorded(program):
     """Records of a real kernel become the same bytes in C and in Python."""
     shipped = find(program)
     obj = BpfObject(program, shipped.object_bytes())
-    plan = ProgramPlan(program, f"{shipped.stem}.yaml", shipped.config(), obj)
+    plan = RingPlan(resolve(program, f"{shipped.stem}.yaml", shipped.config(), obj))
     recorded = (DATA / f"{program}.bin").read_bytes()
     found = batch(
         *(

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from layouts import HEAD, HEAD_BYTES, OFFSET_NS, batch, chain_of, clock, decoders, head, layout, places
 
 from ebpftrace.config.layout import Column
+from ebpftrace.config.resolve import resolve
 from ebpftrace.errors import ConfigError
 from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs import find
 from ebpftrace.spans.clock import Clock
-from ebpftrace.spans.plan import REASONS, ProgramPlan, RingPlan
+from ebpftrace.spans.plan import REASONS, RingPlan
 
 DATA = Path(__file__).parents[1] / "data"
 TRACE_ID, SPAN_ID = 0x0102030405060708090A0B0C0D0E0F10, 0x1112131415161718
@@ -30,7 +31,7 @@ def load(program):
     """The plan of a shipped program, and its object."""
     shipped = find(program)
     obj = BpfObject(program, shipped.object_bytes())
-    return ProgramPlan(program, f"{shipped.stem}.yaml", shipped.config(), obj), obj
+    return RingPlan(resolve(program, f"{shipped.stem}.yaml", shipped.config(), obj)), obj
 
 
 def recorded(program):
@@ -45,7 +46,7 @@ def decoded(program):
     plan, _ = load(program)
     facts, data, then = recorded(program)
     spans = plan.decode(data, facts["places"], then)
-    assert (len(facts["places"]), 0) == (plan.records, plan.undecoded)
+    assert (len(facts["places"]), 0) == (plan.counts.records, sum(plan.counts.undecoded.values()))
     return spans, facts
 
 
@@ -129,10 +130,10 @@ def test_any_bytes(data):
     size = _object.btf.struct_size("ebt_exec_process")
     record = bytearray(data.draw(st.binary(min_size=size, max_size=size)))
     struct.pack_into("I", record, 8, 1)
-    undecoded = _plan.undecoded
+    undecoded = sum(_plan.counts.undecoded.values())
 
     spans = _plan.decode(memoryview(record), [(0, size)], clock())
-    assert 1 == len(spans) + _plan.undecoded - undecoded
+    assert 1 == len(spans) + sum(_plan.counts.undecoded.values()) - undecoded
 
 
 # --- layouts by hand

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extras that stand in for a tracepoint are loaded only where the kernel does not have it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from ebpftrace.kernel.object import Program
+from ebpftrace.programs import find
+from ebpftrace.programs.choose import choose_functions
+
+
+class FakeObject:
+    """An object with one extra, and the knob that tells it."""
+
+    def __init__(self):
+        self.chosen = {}
+        self.knobs = {}
+        self.btf = SimpleNamespace(variables=lambda _: {"has_reading": None})
+
+    def programs(self):
+        """Its functions."""
+        return [Program("reading__without_better", "tp_btf/worse", optional=True)]
+
+    def set_autoload(self, name, *, autoload):
+        """Keep what was chosen."""
+        self.chosen[name] = autoload
+
+    def set_rodata(self, name, value):
+        """Keep what was told."""
+        self.knobs[name] = value
+
+
+@pytest.mark.parametrize(
+    ("tracepoints", "loaded"), [({"worse"}, True), ({"worse", "better"}, False), ({"better"}, False), (set(), False)]
+)
+def test_stand_in(tracepoints, loaded):
+    """A stand-in is loaded where its own hook is there and the better one is not; its knob says so."""
+    obj = FakeObject()
+    missing = choose_functions(obj, SimpleNamespace(has_tracepoint=tracepoints.__contains__))
+
+    assert {"reading__without_better": loaded} == obj.chosen
+    assert ({"has_reading": 1} if loaded else {}) == obj.knobs
+    assert {} == missing
+
+
+def test_sock():
+    """All stand-ins of the program "sock" name a tracepoint that the program asks for."""
+    from ebpftrace.kernel.object import BpfObject
+
+    functions = BpfObject("sock", find("sock").object_bytes()).programs()
+    better = {function.name.partition("__without_")[2] for function in functions} - {""}
+
+    assert {"sk_data_ready", "sock_recv_length", "sock_send_length"} == better
+    assert better <= {function.section.removeprefix("tp_btf/") for function in functions}
