@@ -49,7 +49,7 @@ def confined(body, *args):
 
 
 def test_files(landlocked, tmp_path):
-    """The system and what is named can be read, what is named can be written, and nothing else can be either."""
+    """What is not the system's or named can be neither read nor written; directories can be listed: libbpf opens "/"."""
     for name in ("secret", "config", "out"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
@@ -78,7 +78,7 @@ thread.start(); thread.join()
 
     assert {
         "read secret": denied,
-        "list secret": denied,
+        "list secret": "ok",
         "read config": "ok",
         "write config": denied,
         "write out": "ok",
