@@ -42,14 +42,19 @@ tracing-demos: $(STAMPS)/demo-$(LISTING) mounts ## Run the short demos: sock, sc
 .PHONY: test
 test: lint pytest ## Check the style and the types, then run every test
 
+# Never fails: without Go or its module proxy the tests of these are skipped, and say why
+.PHONY: backends
+backends: ## Build what some tests send spans to, where there is Go: an OpenTelemetry Collector and Jaeger
+	@scripts/backends.sh
+
 ifeq ($(SUDO),)
 .PHONY: pytest
-pytest: $(STAMPS)/test-$(LISTING) mounts
+pytest: $(STAMPS)/test-$(LISTING) mounts backends
 	$(BIN)/pytest
 else
 # the kernel tests load BPF programs, nothing else needs root
 .PHONY: pytest
-pytest: $(STAMPS)/test-$(LISTING) mounts
+pytest: $(STAMPS)/test-$(LISTING) mounts backends
 	$(BIN)/pytest --ignore=tests/kernel
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 EBPFTRACE_KERNEL_TESTS=$(EBPFTRACE_KERNEL_TESTS) \
 		$(BIN)/pytest -p no:cacheprovider tests/kernel
