@@ -82,11 +82,11 @@ class Agent:
         raise LookupError("VmHWM")
 
     def end(self) -> int:
-        """Stop it, and return its exit code."""
-        self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(30)
+        """Stop it, and return its exit code; idempotent."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
         self._log.close()
-        return code
+        return self._process.wait(30)
 
 
 def produce(rate: float, seconds: float) -> tuple[int, float]:
@@ -116,6 +116,7 @@ class Run:
 
     def __init__(self, folder: Path, rate: float, seconds: float) -> None:
         receiver = Receiver()
+        agent = None
         try:
             agent = Agent(folder, receiver.endpoint)
             cpu_s = agent.cpu_s()
@@ -131,6 +132,8 @@ class Run:
             # the agent's own traces of its start and end come beside
             self.received, self.bytes = receiver.spans, receiver.bytes
         finally:
+            if agent is not None:
+                agent.end()
             receiver.close()
 
     def check(self) -> None:

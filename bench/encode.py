@@ -21,8 +21,9 @@ from ebpftrace.config.layout import Column, RecordLayout
 from ebpftrace.config.model import DecoderConfig
 from ebpftrace.kernel.ringbuf import Batch
 from ebpftrace.spans.clock import Clock
+from ebpftrace.spans.otlp.message import request_message, resource_message, scope_message
 from ebpftrace.spans.pipeline import NativePipeline, SdkPipeline
-from ebpftrace.spans.protobuf import encode_spans, request, resource_spans
+from ebpftrace.spans.protobuf import encode_spans
 from ebpftrace.spans.resource import kernel_resource
 from ebpftrace.spans.sdk import SCOPE_NAME, SpanBuilder
 
@@ -87,14 +88,14 @@ class Native:
     """The encoder in C, up to the request that is sent."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        self._resource = dict(kernel_resource().attributes)
+        self._resource = resource_message(kernel_resource().attributes)
+        self._scope = scope_message(SCOPE_NAME, "1")
         self._pipeline = NativePipeline([[layout(columns)]], self._put)
         self.consume = self._pipeline.consume
 
     def _put(self, chunks: Sequence[Any]) -> None:
         for chunk in chunks:
-            group = resource_spans(self._resource, [(SCOPE_NAME, "1", chunk.payload)])
-            request([group])
+            request_message(self._scope, [(self._resource, [chunk.payload])])
 
 
 class Python:

@@ -50,19 +50,29 @@ static __always_inline void line_save_context(struct ebt_line *line, const struc
 	line->mask = slot->mask;
 }
 
+/* A record about the thread of a line; NULL when there is no room, which is then counted. */
+#define LINE_RESERVE(record_t, type_, ts_ns_, line_, task_)                                        \
+	({                                                                                         \
+		record_t *found_ =                                                                 \
+			ebt_reserve(record_t, type_, ts_ns_, (line_)->trace_id, (line_)->span_id); \
+		if (found_) {                                                                      \
+			found_->pid = ebt_innermost_pid(task_);                                    \
+			found_->tid = ebt_innermost_tid(task_);                                    \
+		} else {                                                                           \
+			(line_)->lost++;                                                           \
+		}                                                                                  \
+		found_;                                                                            \
+	})
+
 static __always_inline void submit_switch(struct ebt_line *line, struct task_struct *prev,
 					  struct task_struct *next, bool preempt, long state)
 {
 	struct ebt_sched_switch *record;
 
-	record = ebt_reserve(struct ebt_sched_switch, EBT_SCHED_SWITCH, line->off_since,
-			     line->trace_id, line->span_id);
-	if (!record) {
-		line->lost++;
+	record = LINE_RESERVE(struct ebt_sched_switch, EBT_SCHED_SWITCH, line->off_since, line,
+			      prev);
+	if (!record)
 		return;
-	}
-	record->pid = ebt_innermost_pid(prev);
-	record->tid = ebt_innermost_tid(prev);
 	record->cpu = bpf_get_smp_processor_id();
 	record->state = state;
 	record->preempt = preempt;
@@ -78,15 +88,10 @@ static __always_inline void submit_off_cpu(struct ebt_line *line, struct task_st
 
 	if (end - start < min_off_cpu_ns)
 		return;
-	record = ebt_reserve(struct ebt_sched_off_cpu, EBT_SCHED_OFF_CPU, start, line->trace_id,
-			     line->span_id);
-	if (!record) {
-		line->lost++;
+	record = LINE_RESERVE(struct ebt_sched_off_cpu, EBT_SCHED_OFF_CPU, start, line, task);
+	if (!record)
 		return;
-	}
 	record->span.duration_ns = end - start;
-	record->pid = ebt_innermost_pid(task);
-	record->tid = ebt_innermost_tid(task);
 	record->cpu = bpf_get_smp_processor_id();
 	record->cause = cause;
 	record->syscall = -1;
@@ -236,14 +241,10 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 	line->woken_at = bpf_ktime_get_ns();
 	if (!line->mask)
 		return 0;
-	record = ebt_reserve(struct ebt_sched_wakeup, EBT_SCHED_WAKEUP, line->woken_at,
-			     line->trace_id, line->span_id);
-	if (!record) {
-		line->lost++;
+	record =
+		LINE_RESERVE(struct ebt_sched_wakeup, EBT_SCHED_WAKEUP, line->woken_at, line, task);
+	if (!record)
 		return 0;
-	}
-	record->pid = ebt_innermost_pid(task);
-	record->tid = ebt_innermost_tid(task);
 	record->cpu = bpf_get_smp_processor_id();
 	record->waker_tid = line->waker_tid;
 	__builtin_memcpy(record->waker_comm, line->waker_comm, sizeof(record->waker_comm));
@@ -274,14 +275,10 @@ int BPF_PROG(sched_migrate_task, struct task_struct *task, int dest_cpu)
 	line = ebt_thread_line(task, &thread);
 	if (!line || !line->off_since || !line->mask)
 		return 0;
-	record = ebt_reserve(struct ebt_sched_migrate, EBT_SCHED_MIGRATE, bpf_ktime_get_ns(),
-			     line->trace_id, line->span_id);
-	if (!record) {
-		line->lost++;
+	record = LINE_RESERVE(struct ebt_sched_migrate, EBT_SCHED_MIGRATE, bpf_ktime_get_ns(), line,
+			      task);
+	if (!record)
 		return 0;
-	}
-	record->pid = ebt_innermost_pid(task);
-	record->tid = ebt_innermost_tid(task);
 	record->orig_cpu = task_cpu(task);
 	record->dest_cpu = dest_cpu;
 	ebt_submit(record);

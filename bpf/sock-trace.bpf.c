@@ -38,10 +38,11 @@ static __always_inline void submit_connect(struct sock *sk, const struct ebt_soc
 {
 	struct ebt_sock_connect *record;
 
-	record = SOCK_RESERVE(struct ebt_sock_connect, EBT_SOCK_CONNECT, start, tie, sk);
+	record = SOCK_RESERVE(struct ebt_sock_connect, EBT_SOCK_CONNECT, start_in(tie, start), tie,
+			      sk);
 	if (!record)
 		return;
-	record->span.duration_ns = now - start;
+	record->span.duration_ns = now - record->span.hdr.ts_ns;
 	record->rtt_us = BPF_CORE_READ((struct tcp_sock *)sk, srtt_us) >> 3;
 	record->error = sk->sk_err;
 	record->state = state;
@@ -300,6 +301,8 @@ static __always_inline void on_rtt(struct sock *sk, const struct ebt_sock_tie *t
 static __always_inline void on_window(struct sock *sk, const struct ebt_sock_tie *tie,
 				      struct memory *memory, const struct tcphdr *tcp, __u64 now)
 {
+	if (tcp->rst) /* announces no window */
+		return;
 	if (!tcp->window && !memory->full_ns) {
 		memory->full_ns = now;
 		memory->full = *tie;
@@ -338,13 +341,8 @@ int BPF_PROG(tcp_probe, struct sock *sk, struct sk_buff *skb)
 SEC("tp_btf/net_dev_queue")
 int BPF_PROG(net_dev_queue, struct sk_buff *skb)
 {
-	__u64 key = (__u64)skb, now;
-
-	if (!tie_of(skb->sk))
-		return 0;
-	now = bpf_ktime_get_ns();
-	if (bpf_map_update_elem(&queued, &key, &now, BPF_ANY))
-		ebt_count_drop(EBT_DROP_MAP_FULL);
+	if (tie_of(skb->sk))
+		enqueued(skb, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -352,18 +350,15 @@ int BPF_PROG(net_dev_queue, struct sk_buff *skb)
 SEC("tp_btf/net_dev_start_xmit")
 int BPF_PROG(net_dev_start_xmit, struct sk_buff *skb, struct net_device *device)
 {
-	__u64 key = (__u64)skb, now, start, *since;
 	struct sock *sk = skb->sk;
 	struct ebt_sock_tie *tie = tie_of(sk);
 	struct ebt_sock_queue *record;
+	__u64 now, start;
 
 	if (!tie)
 		return 0;
 	now = bpf_ktime_get_ns();
-	since = bpf_map_lookup_elem(&queued, &key);
-	start = since ? *since : sent_at(sk, skb, now);
-	if (since)
-		bpf_map_delete_elem(&queued, &key);
+	start = dequeued(sk, skb, now);
 	if (now - start < min_queue_ns || !within_limit(sk, tie, KIND_PACKET))
 		return 0;
 	record = SOCK_RESERVE(struct ebt_sock_queue, EBT_SOCK_QUEUE, start_in(tie, start), tie, sk);
@@ -489,6 +484,8 @@ int BPF_PROG(inet_sk_error_report, struct sock *sk)
 	struct ebt_sock_error *record;
 
 	if (!tie || !sk->sk_err) /* something else is to be told, such as a time stamp */
+		return 0;
+	if (!within_limit(sk, tie, KIND_TROUBLE))
 		return 0;
 	record = SOCK_RESERVE(struct ebt_sock_error, EBT_SOCK_ERROR, bpf_ktime_get_ns(), tie, sk);
 	if (!record)

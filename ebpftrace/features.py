@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import platform
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def _maps() -> list[Feature]:
     from ebpftrace.kernel.maps import Map
 
     mapped = _attempt(lambda: Map.create_array("ebt_probe", value_size=64, max_entries=64, mmapable=True).close())
-    ring = _attempt(lambda: Map.create_ring("ebt_probe", 4096).close())
+    ring = _attempt(lambda: Map.create_ring("ebt_probe", mmap.PAGESIZE).close())
     return [
         Feature(
             "memory-mapped maps", not mapped, mapped or "BPF_F_MMAPABLE", required=True,

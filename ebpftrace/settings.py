@@ -51,6 +51,9 @@ class Settings:
     ring_kib: int = 1024
     """Size of each program's ring buffer, a power of two of KiB; EBPFTRACE_RING_KIB."""
 
+    extras: bool = True
+    """Use what only some kernels let a program have, such as fentry: see the programs' pages; EBPFTRACE_EXTRAS."""
+
     output: str = ""
     """Also write all spans, the application's and the kernel's, to this file as OTLP JSON lines; EBPFTRACE_OUTPUT."""
 
@@ -82,6 +85,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "min_off_cpu_us": int,
     "exec_roots": _words,
     "ring_kib": int,
+    "extras": _boolean,
     "output": str,
     "disabled": _boolean,
 }

@@ -77,23 +77,50 @@ struct {
 	__type(value, struct memory);
 } memories SEC(".maps");
 
+/* A packet in a device's queue. */
+struct waiting {
+	__u64 since;
+	__u64 socket;
+	__u64 sent; /* skb_mstamp_ns */
+	__u32 bytes;
+	__u32 pad;
+};
+
 /*
- * Packet -> since when it is in a device's queue.  One that was split there, or
- * came to nothing, leaves its entry behind: hence LRU.
+ * By address of the packet.  One that was split there, or came to nothing, leaves
+ * its entry behind: hence LRU, and more than the address to know a packet by.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
 	__type(key, __u64);
-	__type(value, __u64);
+	__type(value, struct waiting);
 } queued SEC(".maps");
+
+/* Something happened to a socket that is tied no more: what was remembered of it need not be so any more. */
+static __always_inline void forget(struct sock *sk)
+{
+	struct memory *memory = bpf_sk_storage_get(&memories, sk, NULL, 0);
+
+	if (!memory)
+		return;
+	memory->connect_ns = 0;
+	memory->ready_ns = 0;
+	memory->full_ns = 0;
+	memory->copied_seq = 0;
+}
 
 /* NULL for nearly every socket there is, at the cost of a load. */
 static __always_inline struct ebt_sock_tie *tie_of(struct sock *sk)
 {
+	struct ebt_sock_tie *tie;
+
 	if (!sk || !sk->sk_bpf_storage)
 		return NULL;
-	return bpf_sk_storage_get(&ties, sk, NULL, 0);
+	tie = bpf_sk_storage_get(&ties, sk, NULL, 0);
+	if (!tie)
+		forget(sk);
+	return tie;
 }
 
 static __always_inline struct memory *memory_of(struct sock *sk)
@@ -200,6 +227,35 @@ static __always_inline __u64 sent_at(struct sock *sk, struct sk_buff *skb, __u64
 	__u64 sent = sk->sk_protocol == IPPROTO_TCP ? BPF_CORE_READ(skb, skb_mstamp_ns) : 0;
 
 	return sent && sent < now ? sent : now;
+}
+
+static __always_inline void enqueued(struct sk_buff *skb, __u64 now)
+{
+	struct waiting waiting = {
+		.since = now,
+		.socket = (__u64)skb->sk,
+		.sent = BPF_CORE_READ(skb, skb_mstamp_ns),
+		.bytes = skb->len,
+	};
+	__u64 key = (__u64)skb;
+
+	if (bpf_map_update_elem(&queued, &key, &waiting, BPF_ANY))
+		ebt_count_drop(EBT_DROP_MAP_FULL);
+}
+
+/* Since when a packet has been in the queue that it leaves now. */
+static __always_inline __u64 dequeued(struct sock *sk, struct sk_buff *skb, __u64 now)
+{
+	__u64 key = (__u64)skb, since = 0;
+	struct waiting *waiting = bpf_map_lookup_elem(&queued, &key);
+
+	if (waiting) {
+		if (waiting->socket == (__u64)sk && waiting->bytes <= skb->len &&
+		    waiting->sent == BPF_CORE_READ(skb, skb_mstamp_ns))
+			since = waiting->since;
+		bpf_map_delete_elem(&queued, &key);
+	}
+	return since ? since : sent_at(sk, skb, now);
 }
 
 #endif

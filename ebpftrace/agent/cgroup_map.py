@@ -180,7 +180,9 @@ class CgroupIdMap:
     # --- keeping it so
 
     def start(self) -> None:
-        """Keep the map filled, by a thread."""
+        """Keep the map filled, by a thread; idempotent."""
+        if self._thread is not None:
+            return
         self._thread = threading.Thread(target=self._run, name="ebpftrace-cgroups", daemon=True)
         self._thread.start()
 

@@ -9,6 +9,7 @@ The main thread does all of that but reading and sending, and waits for signals 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -25,32 +26,27 @@ from ebpftrace.agent.loader import Source
 from ebpftrace.agent.logs import fields
 from ebpftrace.agent.metrics import MetricsServer
 from ebpftrace.agent.sdnotify import Notifier
-from ebpftrace.agent.snapshot import (
-    AgentSnapshot,
-    CgroupMapSnapshot,
-    FunctionSnapshot,
-    ProgramSnapshot,
-    ReaderSnapshot,
-    RingSnapshot,
-)
+from ebpftrace.agent.snapshot import AgentSnapshot, ProgramSnapshot, ReaderSnapshot
 from ebpftrace.agent.startup import SelfTrace
 from ebpftrace.config.files import find
-from ebpftrace.errors import CommandError, ConfigError, EbpftraceError, UnsupportedError
+from ebpftrace.errors import BpfError, CommandError, ConfigError, EbpftraceError
+from ebpftrace.programs import program_name
 from ebpftrace.spans.reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ebpftrace.agent.loader import AgentProgram
     from ebpftrace.agent.privileges import Privileges
+    from ebpftrace.config.files import ProgramFiles
     from ebpftrace.spans.otlp.choose import Encoder
-    from ebpftrace.spans.pipeline import Pipeline
+    from ebpftrace.spans.pipeline import Pipeline, RecordStats
 
 logger = logging.getLogger("ebpftrace.agent")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK_S = 1.0
+_SPARE_S = 5.0  # to end in, beyond the time that sending may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +78,14 @@ class Agent:
         options: of the command line.
 
     Raises:
-        ConfigError: an option, an OTEL_* variable or the metrics' address is wrong.
+        ConfigError: an OTEL_* variable is wrong, or options contradict each other.
     """
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._choice = ExportChoice(encoder=options.encoder, output=options.output)
         self._notifier = Notifier.from_environment()
-        self._metrics = MetricsServer(self.snapshot, options.listen) if options.listen else None
+        self._metrics: MetricsServer | None = None
         self._started_at = time.time()
         self._loads = self._load_failures = 0
         self._loaded_at = 0.0
@@ -99,16 +95,19 @@ class Agent:
         self._reader: Reader | None = None
         self._pipeline: Pipeline | None = None
         self._privileges: Privileges | None = None
-        self._retired: dict[str, ProgramSnapshot] = {}
 
     def run(self) -> int:
-        """Run until a signal ends it; return the exit code: 1 when spans were lost at the end."""
+        """Run until a signal ends it; return the exit code: 1 when spans were lost at the end.
+
+        Raises:
+            EbpftraceError: it could not start; the trace of that was exported if that was possible.
+        """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # all threads inherit this
         trace = SelfTrace("agent.start")
         try:
             self._start(trace)
             self._serve()
-        except EbpftraceError as error:
+        except Exception as error:
             trace.root.failed(error)
             self._export_failure(trace)
             raise
@@ -121,8 +120,11 @@ class Agent:
     # --- start
 
     def _start(self, trace: SelfTrace) -> None:
+        if self._options.listen:
+            with trace.step("listen"):
+                self._metrics = MetricsServer(self.snapshot, self._options.listen)
         sources = self._sources()
-        self._fleet = Fleet(self._options.ring_kib * 1024)
+        self._fleet = Fleet(self._options.ring_kib * 1024, strict=self._options.strict)
         self._fleet.load(sources, trace)
         self._check(self._fleet)
         if self._choice.settings is not None:  # it may read keys; its threads start with its first span
@@ -152,6 +154,7 @@ class Agent:
     def _sources(self) -> list[Source]:
         options = self._options
         found = find(options.names, options.config_dir, options.files)
+        _refuse_same_names(found)
         stems = {files.stem for files in found}
         for stem, knob, _ in options.overrides:
             if stem not in stems:
@@ -164,17 +167,19 @@ class Agent:
     def _check(self, fleet: Fleet) -> None:
         """Is there enough to go on with?"""
         if not fleet.programs:
-            raise CommandError("no program runs: " + "; ".join(f"{n}: {e}" for n, e in fleet.failed.items()))
-        if not self._options.strict:
-            return
-        wrong = [f"{name}: {error}" for name, error in fleet.failed.items()]
-        wrong += [f"{program.name}: {error}" for program in fleet.programs for error in program.errors()]
-        if wrong:
-            raise CommandError("--strict, and not everything could be attached: " + "; ".join(wrong))
+            refused = any(isinstance(e, BpfError) and e.errno == errno.EPERM for e in fleet.failed.values())
+            mend = (
+                "; it takes CAP_BPF and CAP_PERFMON: run it as root, or by a unit that grants them" if refused else ""
+            )
+            raise CommandError("no program runs: " + "; ".join(f"{n}: {e}" for n, e in fleet.failed.items()) + mend)
+        if self._options.strict and fleet.failed:
+            wrong = "; ".join(f"{name}: {error}" for name, error in fleet.failed.items())
+            raise CommandError(f"--strict, and not every program runs: {wrong}")
 
     def _confine(self, sources: Sequence[Source], fleet: Fleet) -> None:
         output = self._options.output
-        read = [source.yaml.resolve().parent for source in sources]
+        # a file may be a link to another place at the next reload: of that, the directory of its name is known
+        read = [place.parent for source in sources for place in (source.yaml.absolute(), source.yaml.resolve())]
         if self._options.config_dir is not None:
             read.append(self._options.config_dir.resolve())
         native = self._choice.settings
@@ -216,40 +221,26 @@ class Agent:
         assert self._pipeline is not None and self._export is not None and self._privileges is not None  # noqa: S101, PT018
         self._notifier.reloading()
         trace = SelfTrace("agent.reload")
-        before = {program.name: program for program in self._fleet.programs}
+        whole = False
         try:
-            if not self._privileges.can_load:
-                raise UnsupportedError(
-                    "loading at a reload", "CAP_BPF and CAP_PERFMON were given up",
-                    "restart the agent, or keep them: --capabilities-keep bpf,perfmon",
-                )  # fmt: skip
-            sources = self._sources()
-            with self._privileges.raised():
-                whole = self._fleet.change(sources, trace, self._reader, self._pipeline)
-            self._loads += 1
-            self._loaded_at = time.time()
+            with self._privileges.for_loading():
+                whole = self._fleet.change(self._sources(), trace, self._reader, self._pipeline)
         except (EbpftraceError, OSError) as error:
             trace.root.failed(error)
             logger.error("the configuration stays as it was: %s", error)  # noqa: TRY400
-            whole = False
-        self._load_failures += not whole
-        self._retire(before)
+        except Exception as error:  # what runs must not end for it
+            trace.root.failed(error)
+            logger.exception("the configuration stays as it was, because of an error in ebpftrace")
+        if whole:
+            self._loads += 1
+            self._loaded_at = time.time()
+        else:
+            self._load_failures += 1
+        self._fleet.begin()
         self._export.emit(trace.end())
         self._notifier.ready(self._status())
         running = ",".join(program.source.stem for program in self._fleet.programs)
         logger.info("reloaded", extra=fields(programs=running, complete=whole))
-
-    def _retire(self, before: dict[str, AgentProgram]) -> None:
-        """Keep the counters of what a reload removed: they only grow."""
-        assert self._fleet is not None  # noqa: S101
-        for name, program in before.items():
-            if program in self._fleet.programs:
-                continue
-            lost = program.last_drops
-            earlier = self._retired.get(name)
-            if earlier is not None and earlier.dropped:
-                lost = {reason: count + earlier.dropped.get(reason, 0) for reason, count in lost.items()}
-            self._retired[name] = ProgramSnapshot(name=name, state="failed", error="removed", dropped=lost)
 
     def _status(self) -> str:
         assert self._fleet is not None  # noqa: S101
@@ -262,7 +253,9 @@ class Agent:
         """Take everything down in order; return whether spans were lost by it."""
         self._stopping = True
         self._notifier.stopping()
+        self._notifier.extend_timeout(self._options.shutdown_s + _SPARE_S)
         deadline = time.monotonic() + self._options.shutdown_s
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload any more
         for number in (signal.SIGTERM, signal.SIGINT):  # from here on a second one means it
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -302,7 +295,7 @@ class Agent:
             config_failures=self._load_failures,
             config_loaded_at=self._loaded_at,
             programs=self._program_snapshots(),
-            cgroup_maps=self._cgroup_snapshots(),
+            cgroup_maps=self._fleet.cgroup_maps() if self._fleet is not None else (),
             stopping=self._stopping,
         )
         if self._export is not None:
@@ -325,48 +318,22 @@ class Agent:
         if self._fleet is None:
             return ()
         counted = self._pipeline.stats() if self._pipeline is not None else {}
-        found = {
-            name: ProgramSnapshot(name=name, state="failed", error=str(error))
-            for name, error in self._fleet.failed.items()
-        }
-        for program in list(self._fleet.programs):
-            errors = program.errors()
-            found[program.name] = ProgramSnapshot(
-                name=program.name,
-                state="partial" if errors else "running",
-                error="; ".join(errors),
-                hooks_attached=len(program.hooks) - len(errors),
-                hooks_failed=len(errors),
-                dropped=program.drops(),
-                rings=tuple(RingSnapshot(name=name, size_bytes=size) for name, size in program.ring_bytes().items()),
-                functions=tuple(
-                    FunctionSnapshot(name=hook.function, hook=hook.section, attached=not hook.error)
-                    for hook in program.hooks
-                ),
-            )
-        for name, retired in self._retired.items():
-            found[name] = _with_earlier(found.get(name), retired)
-        for name, stats in counted.items():
-            if name in found:
-                found[name] = replace(
-                    found[name], records=stats.records, spans=stats.spans, undecoded=dict(stats.undecoded)
-                )
-        return tuple(found.values())
-
-    def _cgroup_snapshots(self) -> tuple[CgroupMapSnapshot, ...]:
-        programs = list(self._fleet.programs) if self._fleet is not None else []
-        return tuple(program.cgroups.snapshot() for program in programs if program.cgroups is not None)
+        return tuple(_with_records(each, counted.get(each.name)) for each in self._fleet.snapshots())
 
 
-def _with_earlier(now: ProgramSnapshot | None, earlier: ProgramSnapshot) -> ProgramSnapshot:
-    if now is None:
-        return earlier
-    if not earlier.dropped:
-        return now
-    dropped = dict(earlier.dropped)
-    for reason, count in (now.dropped or {}).items():
-        dropped[reason] = dropped.get(reason, 0) + count
-    return replace(now, dropped=dropped)
+def _with_records(program: ProgramSnapshot, stats: RecordStats | None) -> ProgramSnapshot:
+    if stats is None:
+        return program
+    return replace(program, records=stats.records, spans=stats.spans, undecoded=dict(stats.undecoded))
+
+
+def _refuse_same_names(found: Sequence[ProgramFiles]) -> None:
+    first: dict[str, ProgramFiles] = {}
+    for files in found:
+        name = program_name(files.stem)
+        other = first.setdefault(name, files)
+        if other is not files:
+            raise ConfigError(f"{files.yaml}: spans call it {name!r}, and {other.yaml} as well: leave one out")
 
 
 def _log_totals(snapshot: AgentSnapshot) -> None:
@@ -377,6 +344,7 @@ def _log_totals(snapshot: AgentSnapshot) -> None:
             records=sum(program.records for program in snapshot.programs),
             undecoded=sum(sum(program.undecoded.values()) for program in snapshot.programs),
             lost_in_kernel=sum(sum((program.dropped or {}).values()) for program in snapshot.programs),
+            lost_in_agent=snapshot.reader.lost_records,
             exported=export.exported,
             failed=export.failed,
             dropped=sum(export.dropped.values()),

@@ -104,9 +104,11 @@ class SdkExport:
 
     def close(self, timeout_s: float) -> bool:
         """See `Export`."""
+        before = self._sink.stats
         flushed = self._sink.flush(timeout_s)
         self._sink.close()
-        return flushed
+        after = self._sink.stats
+        return flushed and (after.dropped, after.failed) == (before.dropped, before.failed)
 
     def snapshot(self) -> ExportSnapshot:
         """See `Export`."""

@@ -106,7 +106,8 @@ def _agent(snapshot: AgentSnapshot, now: float) -> Iterator[Metric]:
     health = judge(snapshot, now)
     yield _gauge("healthy", "What /healthz says: 1 = kernel spans are made and arrive.", (), [((), health.healthy)])
     yield _counter("config_loads", "Configurations put into force.", (), [((), snapshot.config_loads)])
-    yield _counter("config_load_failures", "Reloads that were refused.", (), [((), snapshot.config_failures)])
+    failures = [((), snapshot.config_failures)]
+    yield _counter("config_load_failures", "Reloads that were refused, in part at least.", (), failures)
     yield _gauge(
         "config_last_load_timestamp_seconds", "When the one in force was loaded, epoch.", (),
         [((), snapshot.config_loaded_at)],

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING
 
+from ebpftrace.agent.ledger import Ledger
 from ebpftrace.agent.loader import Loader, Source
-from ebpftrace.errors import EbpftraceError
+from ebpftrace.errors import EbpftraceError, UnsupportedError
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.programs.core import Core
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ebpftrace.agent.loader import AgentProgram
+    from ebpftrace.agent.snapshot import CgroupMapSnapshot, ProgramSnapshot
     from ebpftrace.agent.startup import SelfTrace
     from ebpftrace.config.layout import RecordLayout
     from ebpftrace.kernel.maps import Map
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from ebpftrace.spans.reader import Reader
 
 logger = logging.getLogger("ebpftrace.agent")
+
+MAX_RINGS = 64
+"""Ring buffers that one reader reads (`MAX_RINGS` of kernel/_reader.c)."""
 
 _DRAIN_S = 5.0
 
@@ -37,20 +43,27 @@ class Fleet:
 
     Args:
         ring_bytes: see `Loader`.
+        strict: see `Loader`.
     """
 
-    def __init__(self, ring_bytes: int) -> None:
+    def __init__(self, ring_bytes: int, *, strict: bool = False) -> None:
         self.programs: list[AgentProgram] = []
         self.failed: dict[str, EbpftraceError] = {}
         self._core: Core | None = None
-        self._loader = Loader(Btf.kernel(), self._get_core, ring_bytes)
+        self._loader = Loader(Btf.kernel(), self._get_core, ring_bytes, strict=strict)
+        self._ledger = Ledger()
+        self._counting = threading.Lock()  # a counter is in a program or in the ledger, never in both
         self._rings: dict[int, tuple[AgentProgram, str]] = {}
         self._next_ring = 0
 
     def _get_core(self) -> Core:
         if self._core is None:
             core = Core()
-            core.load()
+            try:
+                core.load()
+            except EbpftraceError:
+                core.object.close()
+                raise
             self._core = core
         return self._core
 
@@ -72,19 +85,37 @@ class Fleet:
             program = self._try_load(source, trace)
             if program is not None:
                 self._add(program)
+        for program in self.programs:
+            program.prepare()
 
     def _try_load(self, source: Source, trace: SelfTrace) -> AgentProgram | None:
         try:
             program = self._loader.load(source, trace)
+            try:
+                self._check_room(program)
+            except EbpftraceError:
+                program.close()
+                raise
         except EbpftraceError as error:
-            self.failed[source.name] = error
-            logger.error("the program %r does not run: %s", source.stem, _in_full(error))  # noqa: TRY400
+            self._fail(source, error)
             return None
         self.failed.pop(source.name, None)
         return program
 
+    def _check_room(self, program: AgentProgram) -> None:
+        wanted = len(self._rings) + len(program.rings())
+        if wanted > MAX_RINGS:
+            raise UnsupportedError(
+                f"reading {wanted} ring buffers", f"an agent reads {MAX_RINGS} ring buffers", "run several agents"
+            )
+
+    def _fail(self, source: Source, error: EbpftraceError, what: str = "does not run") -> None:
+        self.failed[source.name] = error
+        logger.error("the program %r %s: %s", source.stem, what, _in_full(error))
+
     def _add(self, program: AgentProgram) -> list[int]:
-        self.programs.append(program)
+        with self._counting:
+            self.programs.append(program)
         numbers = []
         for name in program.rings():
             self._rings[self._next_ring] = (program, name)
@@ -93,40 +124,47 @@ class Fleet:
         return numbers
 
     def change(self, sources: Sequence[Source], trace: SelfTrace, reader: Reader, pipeline: Pipeline) -> bool:
-        """Make `sources` what runs.
+        """Make `sources` what runs; then `begin()` is due.
+
+        Args:
+            sources: the same programs as were loaded first, or tried, for the command line names them.
+            trace: gets what is done.
+            reader: of the rings.
+            pipeline: takes their records.
 
         Returns:
             Whether all of them run. One that cannot be loaded leaves its predecessor, if any, as it was.
         """
         running = {program.name: program for program in self.programs}
-        wanted = {source.name: source for source in sources}
-        self.failed = {name: error for name, error in self.failed.items() if name in wanted}
-        for name, source in wanted.items():
-            predecessor = running.get(name)
+        for source in sources:
+            predecessor = running.get(source.name)
             if predecessor is None:
                 self._start(source, trace, reader, pipeline)
             elif predecessor.source != source:
                 self._replace(predecessor, source, trace, reader, pipeline)
-        for name, program in running.items():
-            if name not in wanted:
-                with trace.step(f"remove {program.source.stem}"):
-                    self._remove(program, reader, pipeline)
+            else:
+                self.failed.pop(source.name, None)  # a mistake in its files was taken back
         return not self.failed
 
     def _start(self, source: Source, trace: SelfTrace, reader: Reader, pipeline: Pipeline) -> bool:
         program = self._try_load(source, trace)
         if program is None:
             return False
+        program.prepare()
         added = self._add(program)
-        rings = self.rings()
+        rings, layouts = self.rings(), self.layouts()
 
         def change(reading: RingReader) -> None:
-            pipeline.replace(self.layouts())
+            pipeline.replace(layouts)
             for number in added:
                 reading.add(rings[number], number)
 
-        _between(reader, change)
-        program.begin()
+        try:
+            _between(reader, change)
+        except EbpftraceError as error:
+            self._fail(source, error)
+            self._remove(program, reader, pipeline)
+            return False
         return True
 
     def _replace(
@@ -149,45 +187,62 @@ class Fleet:
             with trace.step(f"describe {source.stem}"):
                 config, layouts = self._loader.describe(source, program.object)
         except EbpftraceError as error:
-            self.failed[source.name] = error
-            logger.error("the program %r goes on as it was: %s", source.stem, _in_full(error))  # noqa: TRY400
+            self._fail(source, error, "goes on as it was")
             return True
-        was = program.config
+        was, layouts_before = program.config, program.layouts
         if (config.knobs, config.kaddrs, config.cgroup_id_map) != (was.knobs, was.kaddrs, was.cgroup_id_map):
             return False
         if {layout.ringbuf for layout in layouts} != program.rings().keys():
             return False
         program.adopt(source, config, layouts)
+        program.prepare()
+        described = self.layouts()
+        try:
+            _between(reader, lambda _: pipeline.replace(described))
+        except EbpftraceError as error:
+            program.adopt(old, was, layouts_before)
+            self._fail(source, error, "goes on as it was")
+            return True
         self.failed.pop(source.name, None)
-        _between(reader, lambda _: pipeline.replace(self.layouts()))
         return True
 
     def _remove(self, program: AgentProgram, reader: Reader, pipeline: Pipeline) -> None:
         program.object.detach()
         gone = [number for number, (owner, _) in self._rings.items() if owner is program]
         _between(reader, lambda _: None)  # empties its rings
-        program.drops()  # remembered beyond the object
         for number in gone:
             del self._rings[number]
-        self.programs.remove(program)
+        layouts = self.layouts()
+        with self._counting:
+            self.programs.remove(program)
+            self._ledger.retire(program)
 
         def change(reading: RingReader) -> None:
             for number in gone:
                 reading.remove(number)
-            pipeline.replace(self.layouts())
+            pipeline.replace(layouts)
 
-        _between(reader, change)
-        program.close()
+        try:
+            _between(reader, change)
+        finally:
+            program.close()
 
     def begin(self) -> None:
-        """Start the threads that programs need."""
+        """Start the threads that programs need, and have not yet: with what privileges the caller has now."""
         for program in self.programs:
             program.begin()
 
-    def detach(self) -> None:
-        """Take everything off its hooks; idempotent. Records that are in the rings stay there."""
-        for program in self.programs:
-            program.object.detach()
+    # --- what they count, from any thread
+
+    def snapshots(self) -> tuple[ProgramSnapshot, ...]:
+        """Return what is known of each program but its records."""
+        with self._counting:
+            return self._ledger.programs(self.programs, dict(self.failed))
+
+    def cgroup_maps(self) -> tuple[CgroupMapSnapshot, ...]:
+        """Return the maps of cgroups that are kept filled."""
+        with self._counting:
+            return self._ledger.cgroup_maps(self.programs)
 
     def close(self) -> None:
         """Unload everything; idempotent. Not while a reader reads the rings."""

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebpftrace import decoders
 from ebpftrace.agent.cgroup_map import CgroupIdMap
+from ebpftrace.config.files import read_bytes, read_text
 from ebpftrace.config.load import load_document
 from ebpftrace.config.resolve import resolve
-from ebpftrace.errors import BpfError, ConfigError, EbpftraceError, UnsupportedError
+from ebpftrace.errors import BpfError, ConfigError, EbpftraceError, LoadError, UnsupportedError
 from ebpftrace.kernel.object import BpfObject
+from ebpftrace.kernel.ringbuf import unread_bytes
 from ebpftrace.programs import program_name
 from ebpftrace.programs.choose import choose_functions, kernel_knobs
 from ebpftrace.programs.core import read_drops, size_rings, uses_core
@@ -29,10 +33,12 @@ if TYPE_CHECKING:
     from ebpftrace.config.layout import RecordLayout
     from ebpftrace.decoders import Chain
     from ebpftrace.kernel.btf import Btf
+    from ebpftrace.kernel.maps import Map
     from ebpftrace.programs.core import Core
 
 logger = logging.getLogger("ebpftrace.agent")
 
+_OWN_RING = "events"  # of our header, there whether it is used or not
 _KALLSYMS = Path("/proc/kallsyms")
 
 Knobs = dict[str, bool | int | list[str]]
@@ -63,10 +69,7 @@ class Source:
         Raises:
             ConfigError: one of them cannot be read.
         """
-        try:
-            text, data = files.yaml.read_text(encoding="utf-8"), files.object.read_bytes()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the program {files.stem!r}: {error}") from None
+        text, data = read_text(files.yaml), read_bytes(files.object)
         return cls(files.stem, files.yaml, text, data, tuple(overrides))
 
     @property
@@ -96,7 +99,6 @@ class AgentProgram:
 
     Attributes:
         cgroups: keeps a map of the object filled with cgroup ids, where the file asks for it.
-        last_drops: what `drops()` returned last, which outlives the object.
     """
 
     def __init__(
@@ -108,9 +110,11 @@ class AgentProgram:
         self.object = obj
         self.hooks = hooks
         self.cgroups: CgroupIdMap | None = None
-        self._ring_bytes = {name: obj.max_entries(name) for name in self.rings()}
+        self._rings = {name: (obj.map(name), obj.max_entries(name)) for name in self.rings()}
         self._counts_drops = uses_core(obj)
-        self.last_drops: dict[str, int] = {}
+        self._drops: dict[str, int] = {}
+        self._counting = threading.Lock()  # counters are read by any thread; the object must not go meanwhile
+        self._closed = False
 
     @property
     def name(self) -> str:
@@ -129,7 +133,7 @@ class AgentProgram:
         self.source, self.config, self.layouts = source, config, layouts
 
     def begin(self) -> None:
-        """Start the threads that it needs."""
+        """Start the threads that it needs; idempotent."""
         if self.cgroups is not None:
             self.cgroups.start()
 
@@ -137,11 +141,27 @@ class AgentProgram:
         """Detach and unload; idempotent."""
         if self.cgroups is not None:
             self.cgroups.close()
-        self.object.close()
+        with self._counting:
+            self._closed = True
+            self.object.close()
 
-    def ring_bytes(self) -> dict[str, int]:
-        """Return the size of each of its ring buffers."""
-        return dict(self._ring_bytes)
+    def ring_bytes(self) -> dict[str, tuple[int, int | None]]:
+        """Return the size of each of its ring buffers, and what of it is unread; None where that cannot be told."""
+        with self._counting:
+            return {name: (size, None if self._closed else _unread(ring)) for name, (ring, size) in self._rings.items()}
+
+    def runs(self) -> list[tuple[Hook, int, int]]:
+        """Return how often each of its functions ran and for how many ns; zeros when the kernel does not count."""
+        with self._counting:
+            return [
+                (hook, *(self.object.run_stats(hook.function) if hook.function and not self._closed else (0, 0)))
+                for hook in self.hooks
+            ]
+
+    def prepare(self) -> None:
+        """Read what its decoders need and only privileges can read; once it is loaded: it is among kernel symbols."""
+        for chain in _chains(self.layouts):
+            chain.prepare()
 
     def reads(self) -> set[str]:
         """Return the files and directories that its decoders look things up in."""
@@ -151,11 +171,13 @@ class AgentProgram:
         """Return the records lost in the kernel so far, by reason; None when the object does not count them."""
         if not self._counts_drops:
             return None
-        try:
-            self.last_drops = read_drops(self.object)
-        except (BpfError, KeyError) as error:  # closed meanwhile, or a kernel that wants CAP_BPF for it
-            logger.debug("the drop counters of %r cannot be read: %s", self.name, error)
-        return self.last_drops
+        with self._counting:
+            try:
+                if not self._closed:
+                    self._drops = read_drops(self.object)
+            except (BpfError, KeyError) as error:  # a kernel that wants CAP_BPF for it, or no such map
+                logger.debug("the drop counters of %r cannot be read: %s", self.name, error)
+            return self._drops
 
     def errors(self) -> list[str]:
         """Return what could not be attached, in words."""
@@ -169,12 +191,14 @@ class Loader:
         kernel: the kernel's types.
         core: owner of the shared maps; loaded when the first program with our header needs it.
         ring_bytes: size of the ring buffers of programs with our header; those of others stay as they are.
+        strict: a program runs with all of its hooks, or not.
     """
 
-    def __init__(self, kernel: Btf, core: Callable[[], Core], ring_bytes: int) -> None:
+    def __init__(self, kernel: Btf, core: Callable[[], Core], ring_bytes: int, *, strict: bool = False) -> None:
         self._kernel = kernel
         self._core = core
         self._ring_bytes = ring_bytes
+        self._strict = strict
         self._bits = 0
 
     def describe(self, source: Source, obj: BpfObject) -> tuple[ProgramConfig, list[RecordLayout]]:
@@ -184,9 +208,9 @@ class Loader:
             ConfigError: all that is wrong with it.
         """
         document = load_document(source.text, source=source.yaml.name)
+        for warning in document.warnings:
+            logger.warning("%s", warning)
         layouts = resolve(source.name, source.yaml.name, document.config, obj, lines=document.lines)
-        for chain in _chains(layouts):
-            chain.prepare()  # what it takes privileges to read
         return document.config, layouts
 
     def load(self, source: Source, trace: SelfTrace) -> AgentProgram:
@@ -199,7 +223,7 @@ class Loader:
             f"load {source.stem}", **{"ebpftrace.agent.program": source.name, "ebpftrace.agent.file": str(source.yaml)}
         ):
             with trace.step("open", **{"ebpftrace.agent.object.size": len(source.data)}):
-                obj = BpfObject(source.stem, source.data)
+                obj = _open(source)
             try:
                 return self._load(source, obj, trace)
             except BaseException:
@@ -210,23 +234,38 @@ class Loader:
         with trace.step("read config"):
             config, layouts = self.describe(source, obj)
             knobs = effective_knobs(config, source.overrides, source.stem)
+        _tell_unread(source.stem, layouts, obj)
         with trace.step("prepare"):
-            hooks = [Hook("", hook, reason) for hook, reason in choose_functions(obj, self._kernel).items()]
+            refused = choose_functions(obj, self._kernel)
             self._prepare(config, knobs, obj)
+        hooks = _left_out(refused, trace)
         with trace.step("load"):
             obj.load()
             fill_lists(obj, knobs)
             cgroups = _cgroup_map(config, obj, source.name)
-        with trace.step("attach"):
-            hooks += self._attach(obj, trace)
-        if all(hook.error for hook in hooks):
-            reasons = "; ".join(f"{hook.section}: {hook.error}" for hook in hooks) or "it has no functions"
-            raise UnsupportedError(
-                f"every hook of {source.stem!r}", reasons, "`ebpftrace doctor` shows what is missing"
-            )
-        program = AgentProgram(source, config, layouts, obj, hooks)
+        try:
+            with trace.step("attach"):
+                hooks += self._attach(obj, trace)
+            self._check(source.stem, hooks)
+            program = AgentProgram(source, config, layouts, obj, hooks)
+        except BaseException:
+            if cgroups is not None:
+                cgroups.close()
+            raise
         program.cgroups = cgroups
         return program
+
+    def _check(self, stem: str, hooks: list[Hook]) -> None:
+        """Is what could be attached worth running?"""
+        wrong = [f"{hook.section}: {hook.error}" for hook in hooks if hook.error]
+        if len(wrong) == len(hooks):
+            wanted = f"every hook of {stem!r}"
+        elif wrong and self._strict:
+            wanted = f"what --strict asks for, all hooks of {stem!r},"
+        else:
+            return
+        reasons = "; ".join(wrong) or "it has no functions"
+        raise UnsupportedError(wanted, reasons, "`ebpftrace doctor` shows what is missing")
 
     def _prepare(self, config: ProgramConfig, knobs: Knobs, obj: BpfObject) -> None:
         if uses_core(obj):
@@ -251,6 +290,42 @@ class Loader:
                 logger.warning("%s; the rest of the program goes on", error)
             hooks.append(Hook(function.name, function.section, error))
         return hooks
+
+
+def _tell_unread(stem: str, layouts: Sequence[RecordLayout], obj: BpfObject) -> None:
+    unread = set(obj.ring_names()) - {layout.ringbuf for layout in layouts}
+    if uses_core(obj):
+        unread -= {_OWN_RING}
+    if unread:
+        rings = ", ".join(sorted(unread))
+        logger.warning("no span of %s.yaml names these ring buffers: %s; what is written there is lost", stem, rings)
+
+
+def _left_out(refused: Mapping[str, str], trace: SelfTrace) -> list[Hook]:
+    """Hooks that this kernel does not have are in the trace like those that could not be attached."""
+    sections: dict[str, list[str]] = {}
+    for section, reason in refused.items():
+        with contextlib.suppress(UnsupportedError), trace.step(f"attach {section}", **{"ebpftrace.hook": section}):
+            raise UnsupportedError(section, reason)
+        sections.setdefault(reason, []).append(section)
+    for reason, them in sections.items():
+        logger.warning("cannot attach to %s: %s; the rest of the program goes on", ", ".join(them), reason)
+    return [Hook("", section, reason) for section, reason in refused.items()]
+
+
+def _unread(ring: Map) -> int | None:
+    try:
+        return unread_bytes(ring)
+    except OSError:  # seen by nobody but a graph
+        return None
+
+
+def _open(source: Source) -> BpfObject:
+    try:
+        return BpfObject(source.stem, source.data)
+    except LoadError as error:
+        error.add_note(f"{source.yaml.with_name(source.stem)}.bpf.o: compile it with `ebpftrace build`")
+        raise
 
 
 def _chains(layouts: Sequence[RecordLayout]) -> Iterator[Chain]:
@@ -300,11 +375,14 @@ def kernel_addresses(symbols: Sequence[str]) -> Mapping[str, int]:
     wanted, found = set(symbols), {}
     if not wanted:
         return {}
-    with _KALLSYMS.open(encoding="ascii", errors="replace") as lines:
-        for line in lines:
-            address, _, name = line.split()[:3]
-            if name in wanted and name not in found:
-                found[name] = int(address, 16)
+    try:
+        with _KALLSYMS.open(encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                address, _, name = line.split()[:3]
+                if name in wanted and name not in found:
+                    found[name] = int(address, 16)
+    except OSError as error:
+        raise UnsupportedError("addresses of kernel symbols", f"{_KALLSYMS}: {error.strerror}") from error
     missing = sorted(wanted - found.keys())
     if missing:
         raise ConfigError(f"kaddrs: this kernel has no symbol {', '.join(missing)}: see /proc/kallsyms")

@@ -148,6 +148,19 @@ class Privileges:
         """May programs be loaded again, in `raised()`?"""
         return "CAP_SYS_ADMIN" in self.permitted or {"CAP_BPF", "CAP_PERFMON"} <= set(self.permitted)
 
+    def for_loading(self) -> contextlib.AbstractContextManager[None]:
+        """Return `raised()`.
+
+        Raises:
+            UnsupportedError: what loading takes was given up.
+        """
+        if not self.can_load:
+            raise UnsupportedError(
+                "loading at a reload", "CAP_BPF and CAP_PERFMON were given up",
+                "restart the agent, or keep them: --capabilities-keep bpf,perfmon",
+            )  # fmt: skip
+        return self.raised()
+
     @contextlib.contextmanager
     def raised(self) -> Iterator[None]:
         """Make all that is permitted effective in the block, for this thread and those that it starts there."""

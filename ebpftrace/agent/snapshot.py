@@ -172,7 +172,7 @@ class AgentSnapshot:
     Args:
         started_at: epoch seconds.
         config_loads: configurations put into force, the first included.
-        config_failures: configurations that were refused at a reload; the old one stayed in force.
+        config_failures: configurations that were refused at a reload; what was wrong stayed as it had been.
         config_loaded_at: epoch seconds of the last one put into force.
         programs: in the order of the command line.
         export: the way out.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_LISTEN = "127.0.0.1:9435"
 _MIN_RING_KIB, _MAX_RING_KIB = 4, 1 << 20
+_MAX_SHUTDOWN_S = 3600.0
 
 
 class AgentCommand:
@@ -94,6 +95,11 @@ class AgentCommand:
         if not (_MIN_RING_KIB <= args.ring_kib <= _MAX_RING_KIB and args.ring_kib & (args.ring_kib - 1) == 0):
             raise CommandError(
                 f"--ring-kib {args.ring_kib}: give a power of two from {_MIN_RING_KIB} to {_MAX_RING_KIB}", exit_code=2
+            )
+        if not 0 <= args.shutdown_timeout <= _MAX_SHUTDOWN_S:
+            raise CommandError(
+                f"--shutdown-timeout {args.shutdown_timeout:g}: give seconds, from 0 to {_MAX_SHUTDOWN_S:g}",
+                exit_code=2,
             )
         logs.configure(args.log_format, verbose=args.verbose)
         return run(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ebpftrace.config.files import read_bytes, read_text
 from ebpftrace.config.load import read_document
 from ebpftrace.config.problems import ConfigProblems, Problem, Problems
 from ebpftrace.config.resolve import examine
@@ -14,8 +15,6 @@ from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs.catalog import program_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ebpftrace.config.files import ProgramFiles
     from ebpftrace.config.layout import RecordLayout
 
@@ -44,11 +43,11 @@ def check_program(files: ProgramFiles) -> Report:
     config, layouts = None, []
     of_object: list[Problem] = []
     try:
-        config = read_document(_text(files.yaml), problems, lines)
+        config = read_document(read_text(files.yaml), problems, lines)
     except ConfigProblems as error:
         problems.found += error.problems
     try:
-        with BpfObject(files.stem, _bytes(files.object)) as obj:
+        with BpfObject(files.stem, read_bytes(files.object)) as obj:
             of_object = _section_problems(files.object.name, obj)
             if config is not None:
                 layouts = examine(program_name(files.stem), config, obj, problems)
@@ -69,18 +68,3 @@ def _section_problems(source: str, obj: BpfObject) -> list[Problem]:
         )
         for function in obj.unknown_sections()
     ]  # fmt: skip
-
-
-def _text(path: Path) -> str:
-    try:
-        return _bytes(path).decode()
-    except UnicodeDecodeError as error:
-        what = f"not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
-        raise ConfigProblems([Problem(path.name, 0, "", what, "save it as UTF-8")]) from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigProblems([Problem(path.name, 0, "", f"cannot be read: {error.strerror}", "")]) from error

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebpftrace.config.problems import suggest
+from ebpftrace.config.problems import ConfigProblems, Problem, suggest
 from ebpftrace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _YAML = (".yaml", ".yml")
 _OBJECT = ".bpf.o"
+_MAX_YAML_BYTES = 1 << 20  # of the kind that people write; a larger file is not what was meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,56 @@ def all_of(directory: Path) -> list[ProgramFiles]:
     Raises:
         ConfigError: there are none, or one lacks its object.
     """
+    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+        raise ConfigError(f"{directory}: permission denied: allow this user to look into it")
     names = sorted(path.name.removesuffix(".yaml") for path in directory.glob("*.yaml"))
     if directory.is_dir() and not names:
         raise ConfigError(f"{directory}: has no YAML file: give --config-dir one with NAME.yaml and NAME.bpf.o")
     return find(names or [""], directory)
+
+
+def read_text(path: Path) -> str:
+    """Return what a YAML file says.
+
+    Raises:
+        ConfigProblems: it cannot be read, is too large, or is not UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if size > _MAX_YAML_BYTES:
+        what, mend = f"has {size} bytes, and {_MAX_YAML_BYTES} are the most", "is it a program's description?"
+        raise ConfigProblems([Problem(path.name, 0, "", what, mend)])
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        what = f"not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
+        raise ConfigProblems([Problem(path.name, 0, "", what, "save it as UTF-8")]) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        ConfigProblems: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigProblems:
+    mend = "allow it to this user" if isinstance(error, PermissionError) else ""
+    return ConfigProblems([Problem(path.name, 0, "", f"cannot be read: {error.strerror}", mend)])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:
+        raise ConfigError(f"{path}: permission denied: allow this user to look into {path.parent}") from None
 
 
 def _shipped(name: str) -> ProgramFiles:
@@ -107,7 +155,7 @@ def _in_directory(name: str, folder: Path) -> ProgramFiles:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is no directory: give --config-dir one with YAML files and objects")
     yaml, compiled = folder / f"{name}.yaml", folder / f"{name}{_OBJECT}"
-    if yaml.exists() or compiled.exists():
+    if _is_file(yaml) or _is_file(compiled):
         return _both(name, yaml, compiled)
     there = [path.name.removesuffix(".yaml") for path in folder.glob("*.yaml")]
     mend = suggest(name, there, "it has")
@@ -118,21 +166,24 @@ def _at(path: Path) -> ProgramFiles:
     if path.name.endswith(_OBJECT):
         yaml = path.with_name(path.name.removesuffix(_OBJECT) + ".yaml")
         raise ConfigError(f"{path}: is a program's object: give its description, {yaml}")
-    if path.is_dir():
+    if not _is_file(path) and path.is_dir():
         raise ConfigError(f"{path}: is a directory: give it as --config-dir, and programs of it as --config-names")
     if path.suffix not in _YAML:
-        raise ConfigError(f"{path}: is no YAML file by its name: give a program's description, NAME.yaml")
+        mend = "give a program's description, NAME.yaml"
+        if not path.suffix:
+            mend += f"; programs that come with ebpftrace are given by --config-names {path.name}"
+        raise ConfigError(f"{path}: is no YAML file by its name: {mend}")
     return _both(path.stem, path, path.with_name(path.stem + _OBJECT))
 
 
 def _both(stem: str, yaml: Path, compiled: Path) -> ProgramFiles:
-    if not yaml.is_file():
-        if compiled.is_file():
+    if not _is_file(yaml):
+        if _is_file(compiled):
             raise ConfigError(
                 f"{yaml}: is missing, though {compiled.name} is there: describe the program's records in it"
             )
         raise ConfigError(f"{yaml}: is missing: {_instead(yaml)}")
-    if not compiled.is_file():
+    if not _is_file(compiled):
         source = compiled.with_name(f"{stem}.bpf.c")
         mend = f"`ebpftrace build {source}`" if source.is_file() else f"`ebpftrace build` makes it from {source.name}"
         raise ConfigError(f"{compiled}: is missing, though {yaml.name} is there: {mend}")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ebpftrace.config.layout import FieldKind
     from ebpftrace.config.model import Role, SpanConfig
     from ebpftrace.config.problems import Problems
-    from ebpftrace.kernel.btf import Btf, Field, Group
+    from ebpftrace.config.structs import Types
+    from ebpftrace.kernel.btf import Field, Group
 
 PROGRAM = "ebpftrace.program"
 HOOK = "ebpftrace.hook"
@@ -34,13 +35,13 @@ _TIMES: frozenset[Role] = frozenset({"start", "duration", "event"})
 _TRUTH = {"false": 0, "true": 1}
 
 
-def layout(span: SpanConfig, path: str, btf: Btf, problems: Problems, *, program: str) -> RecordLayout | None:
+def layout(span: SpanConfig, path: str, btf: Types, problems: Problems, *, program: str) -> RecordLayout | None:
     """Return where the fields of a span's record lie; None when the struct is not known.
 
     Args:
         span: as the file describes it.
         path: of the span in the file.
-        btf: of the object.
+        btf: of the object, or what stands in for it.
         problems: gets what is wrong.
         program: the program's name.
     """
@@ -71,7 +72,7 @@ def layout(span: SpanConfig, path: str, btf: Btf, problems: Problems, *, program
     )
 
 
-def _struct(span: SpanConfig, path: str, btf: Btf, problems: Problems) -> RecordStruct | None:
+def _struct(span: SpanConfig, path: str, btf: Types, problems: Problems) -> RecordStruct | None:
     key = f"{path}.struct"
     if not btf:
         problems.add(key, "the object has no BTF", "compile it with -g, as `ebpftrace build` does")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ebpftrace.config.heads import HEAD_STRUCT, HeadField
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ebpftrace.config.layout import FieldKind
     from ebpftrace.config.model import Role
-    from ebpftrace.kernel.btf import Btf, Field, Group
+    from ebpftrace.kernel.btf import Field, Group
 
 _NUMBERS = ("unsigned", "signed")
 _NUMBER_SIZES = (1, 2, 4, 8)
@@ -34,6 +34,25 @@ _EXPORTER_HEAD: tuple[tuple[Role, str], ...] = (
     ("duration", "span_duration_ns"),
 )
 """The fields of ebpf_exporter's `struct span_base_t` after the two halves of the trace id."""
+
+
+class Types(Protocol):
+    """Who knows structs: an object's BTF, or whatever else describes records."""
+
+    def __bool__(self) -> bool:
+        """Is anything known?"""
+
+    def structs(self) -> list[str]:
+        """Return the names of all structs."""
+
+    def struct_size(self, name: str) -> int:
+        """Return the size in bytes of a struct; KeyError when there is none."""
+
+    def fields(self, name: str) -> list[Field]:
+        """Return the fields of a struct, nested ones flattened; KeyError when there is none."""
+
+    def groups(self, name: str) -> list[Group]:
+        """Return the structs within a struct; KeyError when there is none."""
 
 
 class Place(NamedTuple):
@@ -64,14 +83,14 @@ class RecordStruct:
     """One struct of an object's BTF.
 
     Args:
-        btf: of the object.
+        btf: of the object, or what stands in for it.
         name: of the struct.
 
     Raises:
         KeyError: there is no such struct.
     """
 
-    def __init__(self, btf: Btf, name: str) -> None:
+    def __init__(self, btf: Types, name: str) -> None:
         self.name = name
         self.size = btf.struct_size(name)
         self.fields = btf.fields(name)

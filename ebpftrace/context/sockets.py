@@ -8,7 +8,10 @@ frees with it.
 
 from __future__ import annotations
 
+import errno
+import functools
 import logging
+import os
 import socket
 import struct
 import sys
@@ -26,13 +29,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ebpftrace.context")
 
-SO_COOKIE = 57
-"""asm-generic/socket.h; Python has no name for it."""
+SO_DOMAIN, SO_COOKIE = 39, 57
+"""asm-generic/socket.h; Python has no names for them."""
 
 _TIE = struct.Struct("=16s8s8sQ")
 """struct ebt_sock_tie: trace id, span id, cookie, since when (ns)."""
 _FD = struct.Struct("=i")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_MAX_FD = (1 << 31) - 1
 
 Socket = Any
 """A `socket.socket`, anything with its `fileno()`, or a file descriptor."""
@@ -129,7 +133,10 @@ def _descriptor(sock: Socket) -> int:
     fileno = getattr(sock, "fileno", None)
     if not callable(fileno):
         raise TypeError(f"trace_socket() takes a socket or a file descriptor, not {type(sock).__name__}")
-    fd: int = fileno()
+    try:
+        fd: int = fileno()
+    except (OSError, ValueError):  # a file-like object that is closed
+        return -1
     return fd
 
 
@@ -145,32 +152,53 @@ def _examine(sock: Socket, fd: int) -> tuple[str, bytes]:
     """Why a socket cannot be tied ("" when it can), and its cookie."""
     try:
         if isinstance(sock, socket.socket):
-            return _kind_and_cookie(sock)
-        borrowed = socket.socket(fileno=fd)
-        try:
-            return _kind_and_cookie(borrowed)
-        finally:
-            borrowed.detach()
-    except (OSError, ValueError):  # ValueError: a negative descriptor
+            family, cookie = sock.family, sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+        else:
+            family, cookie = struct.unpack("=i", _option(fd, SO_DOMAIN, 4))[0], _option(fd, SO_COOKIE, 8)
+    except OSError:
         return "not_a_socket", b""
+    return ("", cookie) if family in _FAMILIES else ("not_inet", b"")
 
 
-def _kind_and_cookie(sock: socket.socket) -> tuple[str, bytes]:
-    if sock.family not in _FAMILIES:
-        return "not_inet", b""
-    return "", sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+def _option(fd: int, option: int, size: int) -> bytes:
+    """getsockopt(2) of a descriptor: a `socket.socket` of it would put it into Python's default blocking mode."""
+    import ctypes  # late: most applications have sockets
+
+    if not 0 <= fd <= _MAX_FD:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    value, length = ctypes.create_string_buffer(size), ctypes.c_uint(size)
+    if _libc().getsockopt(fd, socket.SOL_SOCKET, option, value, ctypes.byref(length)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return value.raw
+
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _change(change: Callable[[Ties], str]) -> None:
     """Do something to the map and count what came of it."""
-    with _lock:
-        if _ties is not None:
-            _counts[change(_ties)] += 1
-            return
-    _count("no_program")
-    if _running and "no_program" not in _told:
-        _told.add("no_program")
-        logger.warning("trace_socket() has no effect: the program 'sock' is not loaded")
+    try:
+        with _lock:
+            outcome = "no_program" if _ties is None else change(_ties)
+            _counts[outcome] += 1
+    except BpfError as error:
+        _count("refused")
+        _tell("refused", "trace_socket() could not tie a socket: %s", error)
+        return
+    if outcome == "no_program" and _running:
+        _tell("no_program", "trace_socket() has no effect: the program 'sock' is not loaded")
+
+
+def _tell(topic: str, text: str, *values: object) -> None:
+    """Log it once, and without the lock: a log handler may have a socket that it ties."""
+    if topic not in _told:
+        _told.add(topic)
+        logger.warning(text, *values)
 
 
 def _count(reason: str) -> None:
@@ -181,13 +209,7 @@ def _count(reason: str) -> None:
 def _tie(ties: Ties, fd: int, trace_id: bytes, span_id: bytes, cookie: bytes) -> str:
     number = int.from_bytes(cookie, sys.byteorder)
     since_ns = time.monotonic_ns() - _ahead_ns
-    try:
-        ties.update(_FD.pack(fd), _TIE.pack(trace_id, span_id, number.to_bytes(8, "big"), since_ns))
-    except BpfError as error:
-        if "refused" not in _told:
-            _told.add("refused")
-            logger.warning("trace_socket() could not tie a socket: %s", error)
-        return "refused"
+    ties.update(_FD.pack(fd), _TIE.pack(trace_id, span_id, number.to_bytes(8, "big"), since_ns))
     return "tied"
 
 

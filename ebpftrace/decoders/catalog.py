@@ -53,7 +53,14 @@ _BASIC = (
         always(numbers.boolean),
         native="bool",
     ),
-    Entry("string", ("bytes", "text"), "text", "text up to the first NUL", always(text.string), native="cstring"),
+    Entry(
+        "string",
+        ("bytes", "text", "int"),
+        "text",
+        "text up to the first NUL; of a number, its digits",
+        always(text.string),
+        native="cstring",
+    ),
     Entry("hex", _BYTES, "text", "hex digits in the order of memory", always(bytes.hex), packs=True, native="hex"),
     Entry(
         "enum",
@@ -81,6 +88,7 @@ _BASIC = (
         keys=("regexps",),
     ),
     Entry("duration", _NUMBER, "float", "nanoseconds as seconds", always(times.duration), sizes=(4, 8), number=True),
+    Entry("micros", _NUMBER, "int", "microseconds as nanoseconds", always(times.micros), sizes=(4, 8), number=True),
     Entry(
         "timestamp",
         _NUMBER,
@@ -207,7 +215,7 @@ _DEVICES = (
         "majorminor",
         _NUMBER,
         "text",
-        "a block device's name, by the kernel's `dev_t`",
+        "a block device's name, by its number as `stat` has it",
         always(devices.majorminor),
         sizes=(4,),
         number=True,

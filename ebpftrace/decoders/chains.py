@@ -165,11 +165,12 @@ class _Builder:
         kind = self._type
         if kind is None:
             return []
-        if kind == "bytes" and "bytes" in entry.takes and not (self._kind == "char" and entry.number):
+        text = kind == "bytes" and self._kind == "char"
+        if kind == "bytes" and "bytes" in entry.takes and not (text and (entry.number or entry.name == "regexp")):
             self._check_size(entry, problems)
             return [unsigned] if entry.number else []
-        if kind == "bytes" and self._kind == "char" and "text" in entry.takes:
-            return [plain]
+        if text and "text" in entry.takes:
+            return [plain]  # for a regexp too: its `$` is where the text ends, not the field
         if self._at_start and entry.packs and kind in ("int", "bool"):
             self._check_size(entry, problems)
             return [self._pack]

@@ -31,6 +31,10 @@ _devices: Cache[tuple[int, int], str] = Cache(Snapshot(_partitions).get, found_s
 
 
 def majorminor(value: int) -> str:
-    """The block device that has the number, as the kernel keeps it (dev_t: 12 bits of major, 20 of minor)."""
-    major, minor = value >> 20, value & 0xFFFFF
+    """The block device that has the number, as `stat` gives it.
+
+    The kernel's own dev_t (major << 20 | minor) is another one: programs turn it into this by what the kernel calls
+    new_encode_dev(), as ebpf_exporter's do.
+    """
+    major, minor = value >> 8 & 0xFFF, value & 0xFF | value >> 12 & 0xFFF00
     return _devices.get((major, minor)) or f"unknown:{major}:{minor}"

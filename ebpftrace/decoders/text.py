@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-def string(value: bytes | str) -> str | None:
+def string(value: bytes | int | str) -> str | None:
     """A C string: up to the first NUL; bytes that are not UTF-8 are replaced, an empty one is nothing."""
     return plain(value) or None
 
 
-def plain(value: bytes | str) -> str:
-    """A C string that may be empty, for decoders that follow."""
-    return value if isinstance(value, str) else value.partition(b"\0")[0].decode("utf-8", "replace")
+def plain(value: bytes | int | str) -> str:
+    """A C string that may be empty, for decoders that follow; of a number, its decimal text."""
+    return value.partition(b"\0")[0].decode("utf-8", "replace") if isinstance(value, bytes) else decimal(value)
 
 
 def regexp(patterns: Sequence[str]) -> Callable[[bytes | int | str], str]:

@@ -21,6 +21,11 @@ def duration(value: int) -> float:
     return value / _SECOND
 
 
+def micros(value: int) -> int:
+    """Microseconds as nanoseconds."""
+    return value * 1000
+
+
 def timestamp(_place: Place) -> Decoder:
     """Make a decoder of CLOCK_MONOTONIC times (ns) into UTC text as of RFC 3339, to the nanosecond.
 

@@ -77,8 +77,10 @@ size_t ebt_log_take(char *text, size_t size)
 /* A libbpf reader each: so one can go while the others stay, and a busy one cannot starve them. */
 struct ring {
 	struct ebt_reader *reader;
-	struct ring_buffer *buffer;
+	struct ring_buffer *buffer; /* or: */
+	struct perf_buffer *perf;
 	unsigned int id;
+	unsigned long long lost; /* by the kernel's count, which only perf buffers have */
 };
 
 struct ebt_reader {
@@ -134,7 +136,24 @@ struct ebt_reader *ebt_reader_new(void)
 	return reader;
 }
 
-int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int id)
+static void keep_sample(void *context, int cpu, void *data, uint32_t size)
+{
+	struct ring *ring = context;
+
+	(void)cpu;
+	if (keep_record(context, data, size) == -ENOMEM)
+		ring->lost++;
+}
+
+static void keep_lost(void *context, int cpu, __u64 count)
+{
+	struct ring *ring = context;
+
+	(void)cpu;
+	ring->lost += count;
+}
+
+static int add(struct ebt_reader *reader, int map_fd, unsigned int id, size_t pages)
 {
 	struct ring *ring;
 
@@ -145,8 +164,11 @@ int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int id)
 		return -ENOMEM;
 	ring->reader = reader;
 	ring->id = id;
-	ring->buffer = ring_buffer__new(map_fd, keep_record, ring, NULL);
-	if (!ring->buffer) {
+	if (pages)
+		ring->perf = perf_buffer__new(map_fd, pages, keep_sample, keep_lost, ring, NULL);
+	else
+		ring->buffer = ring_buffer__new(map_fd, keep_record, ring, NULL);
+	if (!ring->buffer && !ring->perf) {
 		int error = -errno;
 
 		free(ring);
@@ -156,10 +178,46 @@ int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int id)
 	return 0;
 }
 
+int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int id)
+{
+	return add(reader, map_fd, id, 0);
+}
+
+int ebt_reader_add_perf(struct ebt_reader *reader, int map_fd, unsigned int id, size_t pages)
+{
+	return pages ? add(reader, map_fd, id, pages) : -EINVAL;
+}
+
+unsigned long long ebt_reader_lost(const struct ebt_reader *reader, unsigned int id)
+{
+	for (unsigned int i = 0; i < reader->count; i++)
+		if (reader->ring[i]->id == id)
+			return reader->ring[i]->lost;
+	return 0;
+}
+
 static void ring_free(struct ring *ring)
 {
 	ring_buffer__free(ring->buffer);
+	perf_buffer__free(ring->perf);
 	free(ring);
+}
+
+static int ring_fd(const struct ring *ring)
+{
+	return ring->perf ? perf_buffer__epoll_fd(ring->perf) : ring_buffer__epoll_fd(ring->buffer);
+}
+
+/* -ENOBUFS: the batch is full. */
+static int ring_consume(const struct ring *ring)
+{
+	int result;
+
+	if (!ring->perf)
+		return ring_buffer__consume(ring->buffer);
+	/* it cannot be stopped half way; what one pass finds is limited by the buffers' size */
+	result = perf_buffer__consume(ring->perf);
+	return result >= 0 && ring->reader->used >= EBT_BATCH_BYTES ? -ENOBUFS : result;
 }
 
 int ebt_reader_remove(struct ebt_reader *reader, unsigned int id)
@@ -207,7 +265,7 @@ static int consume(struct ebt_reader *reader)
 	reader->full = false;
 	for (unsigned int i = 0; i < count; i++) {
 		unsigned int turn = (first + i) % count;
-		int result = ring_buffer__consume(reader->ring[turn]->buffer);
+		int result = ring_consume(reader->ring[turn]);
 
 		if (result == -ENOBUFS) {
 			reader->next = (turn + 1) % count;
@@ -229,8 +287,7 @@ int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms,
 
 	/* the map's own descriptor would be ready for any unread record, this one is when a record asked for it */
 	for (unsigned int i = 0; i < reader->count; i++)
-		fds[1 + i] = (struct pollfd){ .fd = ring_buffer__epoll_fd(reader->ring[i]->buffer),
-					      .events = POLLIN };
+		fds[1 + i] = (struct pollfd){ .fd = ring_fd(reader->ring[i]), .events = POLLIN };
 	reader->used = 0;
 	reader->records = 0;
 	/* a batch that was full left records behind; else let some gather */

@@ -31,6 +31,13 @@ struct ebt_batch {
 struct ebt_reader *ebt_reader_new(void);
 /* The map must outlive its place in the reader.  Not while another thread is in ebt_reader_wait(). */
 int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int ring);
+/*
+ * The same for a perf event array: opens an event of `pages` data pages (a power of two) for each
+ * CPU and puts it into the map.  Not in the child of a fork: what it shares with its parent would end.
+ */
+int ebt_reader_add_perf(struct ebt_reader *reader, int map_fd, unsigned int ring, size_t pages);
+/* Records that the kernel says it had no room for, so far; of a ring buffer always 0: it does not say. */
+unsigned long long ebt_reader_lost(const struct ebt_reader *reader, unsigned int ring);
 /* What is unread in it is not read; so wait for an empty batch first.  -ENOENT: it is not there. */
 int ebt_reader_remove(struct ebt_reader *reader, unsigned int ring);
 /*

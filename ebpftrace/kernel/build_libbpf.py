@@ -67,7 +67,10 @@ int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 int libbpf_num_possible_cpus(void);
 
-enum bpf_map_type { BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_HASH_OF_MAPS, ... };
+enum bpf_map_type {
+    BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_HASH_OF_MAPS, BPF_MAP_TYPE_PERF_EVENT_ARRAY,
+    BPF_MAP_TYPE_RINGBUF, ...
+};
 enum bpf_attach_type { BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY, BPF_TRACE_FEXIT, ... };
 #define BPF_F_MMAPABLE ...
 #define BPF_NOEXIST ...
@@ -104,6 +107,8 @@ struct ebt_batch {
 #define EBT_BATCH_BYTES ...
 struct ebt_reader *ebt_reader_new(void);
 int ebt_reader_add(struct ebt_reader *reader, int map_fd, unsigned int ring);
+int ebt_reader_add_perf(struct ebt_reader *reader, int map_fd, unsigned int ring, size_t pages);
+unsigned long long ebt_reader_lost(const struct ebt_reader *reader, unsigned int ring);
 int ebt_reader_remove(struct ebt_reader *reader, unsigned int ring);
 int ebt_reader_wait(struct ebt_reader *reader, int interval_ms, int timeout_ms, struct ebt_batch *batch);
 int ebt_reader_wake(struct ebt_reader *reader);

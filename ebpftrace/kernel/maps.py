@@ -134,3 +134,17 @@ class Map:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class PerfArray(Map):
+    """A perf event array: the older way to send records, a buffer for each CPU.
+
+    Args:
+        fd: the map's file descriptor; closed with the map when `owned`.
+        name: for error messages.
+        pages: of each CPU's buffer, a power of two.
+    """
+
+    def __init__(self, fd: int, *, name: str, pages: int, owned: bool = False) -> None:
+        super().__init__(fd, name=name, key_size=4, value_size=4, owned=owned)
+        self.pages = pages

@@ -13,6 +13,7 @@ leaves nothing behind in the kernel.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ebpftrace.errors import AttachError, LoadError
@@ -231,6 +232,19 @@ class BpfObject:
             BpfError: the kernel cannot (before 5.10), or a negative result.
         """
         return check(f"run {program!r}", lib.ebt_run_once(lib.bpf_program__fd(self._program(program))))
+
+    def run_stats(self, function: str) -> tuple[int, int]:
+        """Return how often a loaded function ran and for how many ns, while kernel.bpf_stats_enabled was 1.
+
+        Zeros where the kernel does not say.
+        """
+        fd = lib.bpf_program__fd(self._program(function))
+        try:
+            text = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+        except OSError:
+            return 0, 0
+        said = dict(line.split(":", 1) for line in text.splitlines())
+        return int(said.get("run_cnt", 0)), int(said.get("run_time_ns", 0))
 
     # --- the end
 

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ring buffers, many of them drained by one thread in batches."""
+"""Ring buffers and perf buffers, many of them drained by one thread in batches."""
 
 from __future__ import annotations
 
+import errno
+import mmap
+import struct
 from typing import TYPE_CHECKING, Any, Self
 
 from ebpftrace.errors import BpfError
 from ebpftrace.kernel._native import check, ffi, lib
+from ebpftrace.kernel.maps import Map, PerfArray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from ebpftrace.kernel.maps import Map
 
 _HEAD = 8  # u32 ring, u32 size
 
@@ -51,6 +53,22 @@ def name_thread(name: str) -> None:
     lib.ebt_name_thread(name.encode())
 
 
+def unread_bytes(ring: Map) -> int:
+    """Return the bytes in a ring buffer that are reserved or submitted, and not read; from any thread.
+
+    Raises:
+        OSError: the kernel refused to map the ring buffer's two positions.
+    """
+    read, written = (_position(ring, page) for page in range(2))  # in this order: the difference is not negative
+    return written - read
+
+
+def _position(ring: Map, page: int) -> int:
+    with mmap.mmap(ring.fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ, offset=page * mmap.PAGESIZE) as mapped:
+        position: int = struct.unpack_from("=Q", mapped)[0]
+    return position
+
+
 class RingReader:
     """One thread's view of many ring buffers. The GIL is released while it waits and copies.
 
@@ -68,13 +86,28 @@ class RingReader:
     def add(self, ring_map: Map, ring: int) -> None:
         """Read one more ring buffer; its records come with the number `ring`. Not while another thread is in wait().
 
-        The map must stay open until it is removed here, or until close().
-        """
-        check(f"read the ring buffer {ring_map.name!r}", lib.ebt_reader_add(self._reader, ring_map.fd, ring))
+        The map must stay open until it is removed here, or until close(). A `PerfArray` gets its perf events here.
 
-    def remove(self, ring: int) -> None:
-        """Stop reading a ring buffer; what is unread in it stays unread. Not while another thread is in wait()."""
-        check(f"let go of ring buffer {ring}", lib.ebt_reader_remove(self._reader, ring))
+        Raises:
+            BpfError: it is another kind of map, or there are no memory or descriptors left.
+        """
+        if isinstance(ring_map, PerfArray):
+            code = lib.ebt_reader_add_perf(self._reader, ring_map.fd, ring, ring_map.pages)
+            check(f"read the perf buffer {ring_map.name!r}", code)
+        else:
+            check(f"read the ring buffer {ring_map.name!r}", lib.ebt_reader_add(self._reader, ring_map.fd, ring))
+
+    def remove(self, ring: int) -> bool:
+        """Stop reading a ring buffer; what is unread in it stays unread. Not while another thread is in wait().
+
+        Returns:
+            Whether it was among those that are read.
+        """
+        return int(lib.ebt_reader_remove(self._reader, ring)) != -errno.ENOENT
+
+    def lost(self, ring: int) -> int:
+        """Return the records that the kernel had no room for, by its own count, which only perf buffers have."""
+        return int(lib.ebt_reader_lost(self._reader, ring)) if self._reader is not None else 0
 
     def wait(self, *, interval_ms: int, timeout_ms: int) -> Batch:
         """Return the next records; none when woken or out of time.
@@ -93,7 +126,7 @@ class RingReader:
             check("wake the ring buffer reader", lib.ebt_reader_wake(self._reader))
 
     def close(self) -> None:
-        """Unmap the rings; idempotent. Not while another thread is in wait()."""
+        """Unmap the rings; idempotent. Not while another thread is in wait(), nor with a perf buffer after a fork."""
         if self._reader is not None:
             lib.ebt_reader_free(self._reader)
             self._reader = None

@@ -16,17 +16,19 @@ from ebpftrace.kernel._native import lib, take_log
 
 if TYPE_CHECKING:
     from ebpftrace.kernel.btf import Btf
-    from ebpftrace.kernel.object import BpfObject
+    from ebpftrace.kernel.object import BpfObject, Program
 
+_STANDS_IN_FOR = "__without_"
 _TRAMPOLINES = {"fentry": lib.BPF_TRACE_FENTRY, "fexit": lib.BPF_TRACE_FEXIT}
 
 
-def choose_functions(obj: BpfObject, kernel: Btf) -> dict[str, str]:
+def choose_functions(obj: BpfObject, kernel: Btf, *, extras: bool = True) -> dict[str, str]:
     """Have `obj` load what this kernel can run.
 
     Args:
         obj: opened, not loaded.
         kernel: the kernel's types.
+        extras: load those, too.
 
     Returns:
         Why a function's hook was left out, by the hook ("tp_btf/block_rq_insert"); extras are not among them.
@@ -34,17 +36,27 @@ def choose_functions(obj: BpfObject, kernel: Btf) -> dict[str, str]:
     missing = {}
     knobs = obj.btf.variables(".rodata")
     for function in obj.programs():
-        reason = _refused(function.section, kernel)
+        reason = why_not(function, kernel, extras=extras)
         if function.optional:
-            name, _, better = function.name.partition("__without_")
-            chosen = not reason and not kernel.has_tracepoint(better)
-            obj.set_autoload(function.name, autoload=chosen)
-            if chosen and f"has_{name}" in knobs:
+            obj.set_autoload(function.name, autoload=not reason)
+            name = function.name.partition(_STANDS_IN_FOR)[0]
+            if not reason and f"has_{name}" in knobs:
                 obj.set_rodata(f"has_{name}", 1)
         elif reason:
             obj.set_autoload(function.name, autoload=False)
             missing[function.section] = reason
     return missing
+
+
+def why_not(function: Program, kernel: Btf, *, extras: bool = True) -> str:
+    """Return why a function is not to be loaded here; "" when it is."""
+    if function.optional and not extras:
+        return "extras are switched off"
+    reason = _refused(function.section, kernel)
+    better = function.name.partition(_STANDS_IN_FOR)[2]
+    if not reason and function.optional and kernel.has_tracepoint(better):
+        return f"this kernel has the tracepoint {better}, which is better"
+    return reason
 
 
 def _refused(section: str, kernel: Btf) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from ebpftrace.errors import BpfError, ConfigError
@@ -62,7 +63,8 @@ def fill_lists(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]]) 
         except KeyError:
             raise ConfigError(f"the program {obj.name!r} has no map {name!r} to put a list into") from None
         for entry in value:
-            key = entry.encode() if "/" in entry else entry.encode()[:COMM_BYTES]
+            name_or_path = os.fsencode(entry)  # from a command line, in whatever bytes
+            key = name_or_path if "/" in entry else name_or_path[:COMM_BYTES]
             if len(key) >= target.key_size:
                 raise ConfigError(f"{name}: {entry!r} is longer than {target.key_size - 1} bytes")
             try:

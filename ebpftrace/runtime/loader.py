@@ -132,7 +132,7 @@ class KernelSide:
             obj.set_rodata("ebt_program_bit", bit)
             set_numbers(obj, knobs, known_only=True)
             size_rings(obj, settings.ring_kib * 1024)
-            _choose(obj, self._kernel_btf)
+            _choose(obj, self._kernel_btf, extras=settings.extras)
             self._core.lend(obj)
             obj.load()
             if _ROOTS in obj.map_names():
@@ -181,13 +181,13 @@ def _require_ring_buffers() -> None:
         ) from error
 
 
-def _choose(obj: BpfObject, kernel: Btf) -> None:
+def _choose(obj: BpfObject, kernel: Btf, *, extras: bool) -> None:
     """Load those functions whose hooks this kernel has.
 
     Raises:
         UnsupportedError: it has none of them.
     """
-    missing = choose_functions(obj, kernel)
+    missing = choose_functions(obj, kernel, extras=extras)
     if len(missing) == sum(not function.optional for function in obj.programs()):
         raise UnsupportedError(f"the program {obj.name!r}", "; ".join(missing.values()))
     for hook, reason in missing.items():

@@ -215,23 +215,24 @@ static int layout_parse(struct layout *layout, PyObject *tuple)
 
 int ring_parse(struct ring *ring, PyObject *layouts)
 {
-	PyObject *fast = PySequence_Fast(layouts, "a ring is a sequence of layouts");
+	/* our own: reading a layout may run Python, which may change the caller's */
+	PyObject *held = PySequence_Tuple(layouts);
 	size_t count;
 
-	if (!fast)
+	if (!held)
 		return -1;
-	count = (size_t)PySequence_Fast_GET_SIZE(fast);
+	count = (size_t)PyTuple_GET_SIZE(held);
 	memset(ring, 0, sizeof(*ring));
 	ring->layouts = calloc(count + 1, sizeof(*ring->layouts));
 	if (!ring->layouts)
 		PyErr_NoMemory();
 	while (ring->layouts && ring->count < count) {
-		PyObject *tuple = PySequence_Fast_GET_ITEM(fast, (Py_ssize_t)ring->count);
+		PyObject *tuple = PyTuple_GET_ITEM(held, (Py_ssize_t)ring->count);
 
 		if (layout_parse(&ring->layouts[ring->count++], tuple))
 			break;
 	}
-	Py_DECREF(fast);
+	Py_DECREF(held);
 	if (!PyErr_Occurred())
 		return 0;
 	ring_free(ring);

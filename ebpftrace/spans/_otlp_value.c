@@ -89,6 +89,10 @@ static enum outcome outcome_of(PyObject *result, enum role role, struct bytes *v
 	} else if (PyBytes_Check(result)) {
 		value->data = (const uint8_t *)PyBytes_AS_STRING(result);
 		value->size = (size_t)PyBytes_GET_SIZE(result);
+		if (value->size > INT32_MAX) { /* protobuf's own limit */
+			value->size = 0;
+			return FAILED;
+		}
 		if (!value_sizes[role] || value->size == value_sizes[role])
 			return FOUND;
 	}

@@ -286,9 +286,12 @@ _HEAD = ("trace_id", "span_id", "parent_span_id", "start", "duration")
 _number = int.from_bytes
 
 
+# The module's own functions belong to the application: it may have seeded them, and count on what comes next
+_dice = random.SystemRandom()
+
+
 def _random_id(bits: int) -> int:
-    # not a secret, but nobody else's: the generator is seeded by the system, and again after a fork
-    return random.getrandbits(bits) or _random_id(bits)
+    return _dice.getrandbits(bits) or _random_id(bits)
 
 
 def _head(roles: Mapping[Any, Step]) -> Head:

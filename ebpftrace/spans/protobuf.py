@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from ebpftrace.spans.model import KernelSpan
 
@@ -119,23 +119,3 @@ def _status(span: KernelSpan) -> bytes:
         return (sized(2, utf8(span.error)) if span.error else b"") + b"\x18\x02"
     code = STATUSES[span.status]
     return b"\x18" + varint(code) if code else b""
-
-
-def resource_spans(resource_attributes: Mapping[str, Any], scopes: Iterable[tuple[str, str, bytes]]) -> bytes:
-    """Encode one ResourceSpans.
-
-    Args:
-        resource_attributes: of the resource.
-        scopes: name and version of each instrumentation scope, and its spans as `encode_spans` or `_otlp` made them.
-    """
-    resource = b"".join(sized(1, key_value(key, value)) for key, value in resource_attributes.items())
-    parts = [sized(1, resource)]
-    for name, version, payload in scopes:
-        scope = (sized(1, utf8(name)) if name else b"") + (sized(2, utf8(version)) if version else b"")
-        parts.append(sized(2, sized(1, scope) + payload))
-    return b"".join(parts)
-
-
-def request(groups: Iterable[bytes]) -> bytes:
-    """Encode an ExportTraceServiceRequest of what `resource_spans` made."""
-    return b"".join([sized(1, group) for group in groups])

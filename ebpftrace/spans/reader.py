@@ -25,6 +25,24 @@ INTERVAL_MS = 50
 _ROUND_MS = 1000  # the clock is looked at this often
 
 
+class _Change:
+    """Something to be done between two batches, and what came of it."""
+
+    def __init__(self, run: Callable[[RingReader], None]) -> None:
+        self._run = run
+        self.error: Exception | None = None
+        self.awaited = True
+
+    def make(self, rings: RingReader) -> None:
+        """Do it; one that fails must not take the others with it."""
+        try:
+            self._run(rings)
+        except Exception as error:
+            self.error = error
+            if not self.awaited:
+                logger.exception("a change of what the reader reads came late, and failed")
+
+
 class Reader:
     """Drains all rings until it is closed.
 
@@ -39,7 +57,7 @@ class Reader:
     ) -> None:
         self._consume = consume
         self._clock = clock or Clock()
-        self._changes: list[Callable[[RingReader], None]] = []
+        self._changes: list[_Change] = []
         self._rings = RingReader()
         self._stop = False
         self._condition = threading.Condition()
@@ -94,7 +112,7 @@ class Reader:
         with self._condition:
             changes, self._changes = self._changes, []
         for change in changes:
-            change(self._rings)
+            change.make(self._rings)
 
     def _round(self) -> bool:
         """Pass on what is there; return whether that was all."""
@@ -137,11 +155,17 @@ class Reader:
     def between_batches(self, change: Callable[[RingReader], None], timeout_s: float) -> bool:
         """Run `change` in the reader's thread, while it holds no batch; False when it did not get to it in time.
 
-        For adding and removing rings. When this returns, what was in all rings before has been emitted too.
+        For adding and removing rings. When this returns, what was in all rings before has been emitted too. What
+        `change` raises is raised here; when it came too late for that, it is logged.
         """
+        mine = _Change(change)
         with self._condition:
-            self._changes.append(change)
-        return self.flush(timeout_s) and not self._ended
+            self._changes.append(mine)
+        done = self.flush(timeout_s) and not self._ended
+        mine.awaited = False
+        if mine.error is not None:
+            raise mine.error
+        return done
 
     @property
     def alive(self) -> bool:

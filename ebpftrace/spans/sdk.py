@@ -99,16 +99,16 @@ def _attributes(span: KernelSpan) -> dict[str, AttributeValue]:
     if PROGRAM not in attributes:
         attributes = {**attributes, PROGRAM: span.program}
     for value in attributes.values():
-        if type(value) is int and not _INT64_MIN <= value <= _INT64_MAX:
+        if type(value) is tuple or (type(value) is int and not _INT64_MIN <= value <= _INT64_MAX):
             return {key: _fitting(value) for key, value in attributes.items()}
     return attributes
 
 
-def _fitting(value: AttributeValue) -> AttributeValue:
+def _fitting(value: Any) -> Any:
     # OTLP integers are int64 and exporters throw larger ones away; a u64 cookie or address survives as text.
     if type(value) is int and not _INT64_MIN <= value <= _INT64_MAX:
         return str(value)
-    return value
+    return tuple(map(_fitting, value)) if type(value) is tuple else value
 
 
 class ProcessorSink:

@@ -29,6 +29,10 @@ from pathlib import Path
 import machine
 import pytest
 
+FORK = os.environ.get("EBPFTRACE_TEST_FORK") == "1"
+"""Take a fork of this process in place of a fresh interpreter where a test allows: for machines where starting Python
+takes seconds."""
+
 
 class Outcome:
     """How a function's process ended.
@@ -63,24 +67,16 @@ def run(function, *args, env=None, prefix=(), stop=True, exit_code=0, timeout_s=
         timeout_s: it is killed after this long, with all below it.
     """
     report_fd = os.memfd_create("report")
-    command = [*prefix, sys.executable, __file__, str(report_fd), function.__module__, function.__name__]
+    words = [str(report_fd), function.__module__, function.__name__, json.dumps({"args": args, "stop": stop})]
     started = time.monotonic()
-    process = subprocess.Popen(
-        [*command, json.dumps({"args": args, "stop": stop})],
-        env={**os.environ, **(env or {})},
-        pass_fds=[report_fd],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        process.stdout_text, process.stderr_text = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
-        pytest.fail(f"{function.__name__} did not end within {timeout_s} s\n{output}\n{errors}")
-    done = subprocess.CompletedProcess(command, process.returncode, process.stdout_text, process.stderr_text)
+    if FORK and stop and not (env or prefix):
+        import forked
+
+        done = forked.run(main, words, timeout_s * machine.PATIENCE)
+    else:
+        done = _execute([*prefix, sys.executable, __file__, *words], env, report_fd, timeout_s * machine.PATIENCE)
+    if done is None:
+        pytest.fail(f"{function.__name__} did not end within {timeout_s * machine.PATIENCE} s")
     with os.fdopen(report_fd, "rb") as file:
         file.seek(0)
         text = file.read()
@@ -89,6 +85,26 @@ def run(function, *args, env=None, prefix=(), stop=True, exit_code=0, timeout_s=
     assert not report.get("left"), f"{function.__name__} left {report['left']} in its process"
     assert machine.remaining(report.get("ids", [])) == []
     return Outcome(report, done, time.monotonic() - started)
+
+
+def _execute(command, env, report_fd, timeout_s):
+    """Run a command to its end; None when the time was over first."""
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **(env or {})},
+        pass_fds=[report_fd],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        print(*process.communicate(), sep="\n")
+        return None
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 class App:

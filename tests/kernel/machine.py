@@ -18,12 +18,15 @@ _BPF_FILES = ("anon_inode:bpf-prog", "anon_inode:bpf-map", "anon_inode:bpf_link"
 _CGROUP_PREFIX = "ebpftrace-test-"
 _PR_SET_CHILD_SUBREAPER = 36
 
+PATIENCE = float(os.environ.get("EBPFTRACE_TEST_PATIENCE", "1"))
+"""How much longer than usual everything may take: a machine without hardware virtualisation needs 20 times as long."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def until(condition, timeout_s=10.0, interval_s=0.02):
     """Wait until `condition()` is true, and return it; what it returned last when the time is up."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * PATIENCE
     while not (result := condition()) and time.monotonic() < deadline:
         time.sleep(interval_s)
     return result

@@ -200,6 +200,38 @@ def test_resets():
     assert not str(ours["attributes"].get("ebpftrace.sock.reason", "TCP_")).startswith("unknown")
 
 
+TCP_REPAIR = 19
+"""linux/tcp.h: close() then tells the peer nothing."""
+UDP_SEGMENT = 103
+"""linux/udp.h: one send, many datagrams of this size."""
+
+
+def forgotten():
+    """Write to a peer that knows nothing of the connection any more."""
+    import ebpftrace
+
+    app = App(programs=["sock"])
+    with socket.create_server(("127.0.0.1", 0)) as listener, app.span("write"):
+        sock = socket.create_connection(listener.getsockname())
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        connection.close()
+        ebpftrace.trace_socket(sock)
+        sock.sendall(b"hello?")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+        sock.close()
+    return app.spans()
+
+
+def test_reset_is_no_zero_window():
+    """A reset has no room for data to announce, and says nothing about the peer's."""
+    spans = run(forgotten).value
+
+    assert ["receive"] == [span["attributes"]["network.io.direction"] for span in found(spans, "tcp_reset")]
+    assert [] == found(spans, "tcp_zero_window")
+
+
 def unanswered():
     """connect() to a neighbour that never answers, given up after 1.5 s."""
     import ebpftrace
@@ -261,6 +293,59 @@ def test_congestion():
     assert len([wait for wait in waits if wait]) > len(waits) // 2  # also the parts of one that was split
     [ended] = found(spans, "tcp_destroy")
     assert ended["attributes"]["ebpftrace.sock.retransmits"] >= len(again)
+
+
+def connecting():
+    """A connect() without an answer, to which two phases belong."""
+    import ebpftrace
+
+    blackhole()
+    app = App(programs=["sock"])
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        with app.span("dial"):
+            ebpftrace.trace_socket(sock)
+            sock.connect_ex(("10.9.9.2", 80))
+            time.sleep(0.05)
+        with app.span("wait"):
+            ebpftrace.trace_socket(sock)
+            time.sleep(0.05)
+            sock.close()
+    return app.spans()
+
+
+def test_connect_in_two_phases():
+    """A handshake belongs to the phase that it ends in, from when that began."""
+    spans = run(connecting, prefix=NETWORK).value
+
+    [connect] = found(spans, "tcp_connect")
+    assert named(spans, "wait")["id"] == connect["parent"]
+    assert connect["start"] >= named(spans, "wait")["start"]
+
+
+def split():
+    """Datagrams that are split on their way to a slow device, with pauses."""
+    import ebpftrace
+
+    narrow()
+    app = App(programs=["sock"])
+    with socket.socket(type=socket.SOCK_DGRAM) as peer, socket.socket(type=socket.SOCK_DGRAM) as sock:
+        peer.bind(("127.0.0.1", 0))
+        with app.span("write"):
+            ebpftrace.trace_socket(sock)
+            for _ in range(15):
+                sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+                sock.sendto(bytes(5000), peer.getsockname())
+                time.sleep(0.05)
+    return app.spans()
+
+
+def test_split_packets():
+    """A part of a packet is not taken for an earlier packet that had its place in memory."""
+    waits = [span["wall"] for span in found(run(split, prefix=NETWORK).value, "device_queue")]
+
+    assert len(waits) > 20
+    assert max(waits) < 40 * MS
 
 
 def stall(connection):

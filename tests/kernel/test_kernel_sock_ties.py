@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,34 @@ def test_released():
     assert {"tied": 2, "released": 2} == value["sockets"]
 
 
+def read_while_released():
+    """A datagram that comes while the socket is tied and is read while it is not; then another one."""
+    import ebpftrace
+
+    app = App(programs=["sock"])
+    with socket.socket(type=socket.SOCK_DGRAM) as peer, socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        with app.span("first"):
+            ebpftrace.trace_socket(sock)
+            peer.sendto(b"1", sock.getsockname())
+        ebpftrace.trace_socket(sock)
+        sock.recv(100)
+        time.sleep(0.1)
+        with app.span("second"):
+            ebpftrace.trace_socket(sock)
+            peer.sendto(b"22", sock.getsockname())
+            sock.recv(100)
+    return app.spans()
+
+
+def test_read_while_released():
+    """What a socket went through before it was released is not taken for what it goes through when tied again."""
+    [received] = found(run(read_while_released).value, "sock_receive")
+
+    assert 2 == received["attributes"]["ebpftrace.sock.bytes"]
+    assert received["attributes"]["ebpftrace.sock.waited_ns"] < 50_000_000
+
+
 def many():
     """Thousands of sockets, most of which do nothing; then new ones with the same descriptors."""
     import resource
@@ -159,6 +189,28 @@ def test_limit():
 
     assert [256, 256] == [len(below(value["spans"], named(value["spans"], name))) for name in ("first", "second")]
     assert {"ring_full": 0, "map_full": 0, "limit": 2 * (2 * 500 - 256)} == value["dropped"]
+
+
+def unheard():
+    """More datagrams to a closed port than one tie may show."""
+    import ebpftrace
+
+    app = App(programs=["sock"])
+    with socket.socket(type=socket.SOCK_DGRAM) as closed, socket.socket(type=socket.SOCK_DGRAM) as sock:
+        closed.bind(("127.0.0.1", 0))
+        sock.connect(closed.getsockname())
+        closed.close()
+        with app.span("x"):
+            ebpftrace.trace_socket(sock)
+            for _ in range(400):
+                with contextlib.suppress(ConnectionRefusedError):
+                    sock.send(b"x")
+    return app.spans()
+
+
+def test_limit_of_errors():
+    """Errors are limited like all that a peer can cause."""
+    assert 128 == len(found(run(unheard).value, "sock_error"))
 
 
 def without_the_program():

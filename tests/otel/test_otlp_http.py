@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import ssl
 import time
+from urllib.parse import quote
 
 import pytest
 import trustme
@@ -148,6 +150,27 @@ def test_redirect(collector):
 
         assert "http://elsewhere/" in sink.stats.last_error
         assert 1 == sink.stats.failed
+
+
+def test_key_in_a_redirect(collector):
+    """Servers repeat the query in a redirect, and some put a key there: it is not shown."""
+    collector.script.append(Reply(status=308, headers={"Location": "https://elsewhere/v1?key=secret"}, body=b""))
+    with open_sink(collector) as sink:
+        sink.put([chunk([1])])
+        sink.flush(10)
+
+        assert sink.stats.last_error.endswith(": https://elsewhere/v1")
+
+
+def test_remark_of_any_length(collector):
+    """What a server remarks is one line of the log, however long it is."""
+    collector.script.append(Reply(text="first\nsecond\r" + "x" * 50_000))
+    with open_sink(collector) as sink:
+        sink.put([chunk([1])])
+        sink.flush(10)
+
+        assert sink.stats.last_error.startswith("first second x")
+        assert len(sink.stats.last_error) <= 300
 
 
 def test_retry_after(collector):
@@ -400,6 +423,20 @@ def test_proxy(collector, monkeypatch):
 
     assert [1, 2] == collector.numbers
     assert ["http://collector.invalid:4318/v1/traces", "/v1/traces"] == collector.paths
+
+
+@pytest.mark.parametrize(("user", "password"), [("me", "p:@ä"), ("m%e", "")])
+def test_proxy_password(collector, monkeypatch, user, password):
+    """Name and password of the proxy are percent-encoded in its URL, and sent as they are."""
+    host = collector.url.partition("//")[2]
+    monkeypatch.setenv("http_proxy", f"http://{quote(user)}:{quote(password, safe='')}@{host}")
+    with open_sink(collector, OTEL_EXPORTER_OTLP_ENDPOINT="http://collector.invalid:4318") as sink:
+        sink.put([chunk([1])])
+        assert sink.flush(10)
+
+    [(_, headers)] = collector.attempts
+    scheme, _, found = headers["proxy-authorization"].partition(" ")
+    assert ("Basic", f"{user}:{password}") == (scheme, base64.b64decode(found).decode())
 
 
 def test_wrong_proxy(monkeypatch):

@@ -49,7 +49,7 @@ def confined(body, *args):
 
 
 def test_files(landlocked, tmp_path):
-    """What is not the system's or named can be neither read nor written; directories can be listed: libbpf opens "/"."""
+    """What is not the system's or named can be neither read nor written; it can be listed: libbpf opens "/"."""
     for name in ("secret", "config", "out"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")

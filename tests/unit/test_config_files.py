@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ebpftrace.config.files import ProgramFiles, all_of, all_shipped, find
+from ebpftrace.config.files import ProgramFiles, all_of, all_shipped, find, read_text
 from ebpftrace.errors import ConfigError
 from ebpftrace.programs import names
 
@@ -104,3 +104,37 @@ def test_unknown_shipped():
 def test_twice(folder):
     """One program cannot be asked for twice, for its spans and counters would be mixed up."""
     assert "a program 'good' is asked for already" in message(["good"], folder, [folder / "good.yaml"])
+
+
+def test_name_for_a_path():
+    """Who gives a program's name where a path belongs is told how to give names."""
+    said = message([], None, ["exec-trace"])
+
+    assert "programs that come with ebpftrace are given by --config-names exec-trace" in said
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"a: \xff", "not UTF-8: byte 3 is 0xff: save it as UTF-8"),
+        (b"#" * ((1 << 20) + 1), "has 1048577 bytes, and 1048576 are the most: is it a program's description?"),
+    ],
+)
+def test_no_description(tmp_path, data, said):
+    """What is no description of a program is not parsed: that could take minutes."""
+    (tmp_path / "some.yaml").write_bytes(data)
+
+    with pytest.raises(ConfigError) as caught:
+        read_text(tmp_path / "some.yaml")
+    assert f"some.yaml: {said}" == str(caught.value)
+
+
+def test_no_permission(folder, monkeypatch):
+    """A directory that may not be looked into is said, and how to mend it."""
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)
+
+    assert f"permission denied: allow this user to look into {folder}" in message(["good"], folder)

@@ -272,6 +272,23 @@ def test_near_miss_is_a_warning(messages):
     assert "labels[5].size: 'device' disagrees with struct disk, which is most like the labels" in warning
 
 
+def test_grown_head_is_a_warning(messages):
+    """A member more in the head shifts what is after it: the first label that is no longer at its field is named."""
+    labels = [line for line in SIZED if not line.startswith("struct")]
+    without = [line.replace("padding: 8, ", "") for line in labels]
+
+    assert without != labels
+    [warning] = messages(span(*without))
+    assert "'span_id' disagrees with struct disk, which is most like the labels: it is at byte 24" in warning
+
+
+def test_one_name_elsewhere(messages):
+    """One label that has another field's name may be meant so."""
+    labels = [line.replace("device", "number").replace("name: op", "name: device") for line in SIZED]
+
+    assert [] == messages(span(*(line for line in labels if not line.startswith("struct"))))
+
+
 def test_sizes_like_nothing(messages):
     """Labels that are like no struct of the object are taken as they are: clang leaves out what nothing names."""
     assert [] == messages(span("labels:", "  - {name: this, size: 7, decoders: [{name: hex}]}"))

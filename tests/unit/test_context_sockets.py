@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import socket
 import struct
 import threading
@@ -137,6 +139,20 @@ def test_descriptors(ties, sock):
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_default_timeout(ties, family):
+    """A descriptor that blocks still does afterwards, whatever time-out new sockets of Python get."""
+    with socket.socket(family) as sock:
+        socket.setdefaulttimeout(5)
+        try:
+            trace_socket(sock.fileno(), span=a_span())
+        finally:
+            socket.setdefaulttimeout(None)
+
+        assert os.get_blocking(sock.fileno())
+        assert [sock.fileno()] == list(ties)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_kinds(ties, family, kind):
     """TCP and UDP, IPv4 and IPv6."""
@@ -157,6 +173,29 @@ def test_not_an_internet_socket(ties, tmp_path):
 
     assert {} == ties
     assert {"not_a_socket": 4, "not_inet": 2} == sockets.counters()
+
+
+class Closed:
+    """A file-like object after its end."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def fileno(self):
+        """There is none any more."""
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "sock", [1 << 40, -(1 << 40), Closed(ValueError("I/O operation on closed file")), Closed(OSError("it is closed"))]
+)
+def test_no_descriptor(ties, sock):
+    """A number that no descriptor has, and what is closed, are counted, not raised."""
+    trace_socket(sock, span=a_span())
+    trace_socket(sock)
+
+    assert {} == ties
+    assert {"not_a_socket": 1, "not_tied": 1} == sockets.counters()
 
 
 def test_release_of_what_is_no_socket(ties):
@@ -217,6 +256,25 @@ def test_refused(ties, sock, caplog):
     assert {"refused": 2} == sockets.counters()
     [message] = caplog.messages
     assert "ENOMEM" in message
+
+
+def test_log_handler_that_ties(ties, sock):
+    """A log handler may tie the socket that it writes to, also while it says that the kernel refused one."""
+
+    class Remote(logging.Handler):
+        def emit(self, record):
+            trace_socket(sock, span=a_span(2))
+
+    handler = Remote()
+    sockets.logger.addHandler(handler)
+    ties.error = errno.ENOMEM
+    done = threading.Thread(target=trace_socket, args=(sock,), kwargs={"span": a_span()}, daemon=True)
+    done.start()
+    done.join(5)
+    sockets.logger.removeHandler(handler)
+
+    assert not done.is_alive()
+    assert {"refused": 2} == sockets.counters()
 
 
 def test_after_the_end(ties, sock):

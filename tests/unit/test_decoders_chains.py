@@ -215,9 +215,10 @@ def test_a_filter_sees_empty_text():
 
 def test_field_of_text():
     """A field that is text needs no `string`."""
-    decoders = chain("char", 8, [DecoderConfig("regexp", regexps=["^k(.*)/"])])
+    decoders = chain("char", 8, [DecoderConfig("regexp", regexps=["^k(.*)/$"])])
 
     assert "worker" == decoders.run(b"kworker/")
+    assert "it" == decoders.run(b"kit/\0old")
 
 
 @pytest.mark.parametrize("kind", ["raw", "unsigned"])
@@ -262,7 +263,12 @@ NEITHER = "takes a number or text, but gets the field's bytes:"
         ("raw", 8, ["uint", "kstack"], "takes the field's bytes, but gets a number: put it first"),
         ("float", 8, ["kstack"], "takes the field's bytes, but gets a floating-point number: take it out"),
         ("char", 8, ["uid"], "takes the field's bytes or a number, but the field is text: take it out"),
-        ("raw", 8, ["argv", "string"], "takes the field's bytes or text, but gets a list of texts: take it out"),
+        (
+            "raw",
+            8,
+            ["argv", "string"],
+            "takes the field's bytes or text or a number, but gets a list of texts: take it out",
+        ),
         ("raw", 4, ["unit"], "there is no such decoder: did you mean 'uint'?"),
         ("raw", 4, ["uint", DecoderConfig("static_map")], "needs 'static_map', which is missing or empty"),
         ("raw", 4, [DecoderConfig("regexp")], "needs 'regexps', which is missing or empty"),
@@ -318,7 +324,20 @@ def test_catalogue():
     names = [entry.name for entry in catalogue()]
     peers = {"uint", "hex", "string", "ksym", "kstack", "majorminor", "ifname", "inet_ip", "dname", "errno", "syscall"}
     peers |= {"cgroup", "static_map", "regexp", "pci_vendor", "pci_device", "pci_class", "pci_subclass"}
-    ours = {"int", "bool", "float", "enum", "timestamp", "duration", "sockaddr", "uid", "gid", "pid", "kernel_stack"}
+    ours = {
+        "int",
+        "bool",
+        "float",
+        "enum",
+        "timestamp",
+        "duration",
+        "micros",
+        "sockaddr",
+        "uid",
+        "gid",
+        "pid",
+        "kernel_stack",
+    }
 
     assert sorted(names) == names
     assert set() == (peers | ours) - set(names)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
+
 from ebpftrace.decoders import devices
 from ebpftrace.decoders.devices import majorminor, parse_partitions
 from ebpftrace.decoders.lookups import Cache, Snapshot
@@ -18,13 +20,15 @@ def test_parse_partitions():
 
 
 def test_majorminor(monkeypatch, tmp_path):
-    """A device number is 12 bits of major and 20 of minor, as within the kernel."""
+    """A device number is what `stat` has: the major between two parts of the minor."""
     (tmp_path / "partitions").write_text(TEXT)
     monkeypatch.setattr(devices, "PARTITIONS", tmp_path / "partitions")
     monkeypatch.setattr(devices, "_devices", Cache(Snapshot(devices._partitions).get, found_s=1))
 
-    assert "nvme0n1p1" == majorminor(259 << 20 | 1)
-    assert "unknown:259:1048575" == majorminor(259 << 20 | 0xFFFFF)
+    assert "vda" == majorminor(254 << 8)
+    assert "nvme0n1p1" == majorminor(os.makedev(259, 1))
+    assert "unknown:136:16" == majorminor(0x8810)
+    assert "unknown:4095:1048575" == majorminor(os.makedev(0xFFF, 0xFFFFF))
 
 
 def test_no_partitions(monkeypatch, tmp_path):

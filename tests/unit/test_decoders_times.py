@@ -9,13 +9,18 @@ from hypothesis import strategies as st
 
 from ebpftrace.config.model import DecoderConfig
 from ebpftrace.decoders import times
-from ebpftrace.decoders.times import duration, rfc3339, timestamp
+from ebpftrace.decoders.times import duration, micros, rfc3339, timestamp
 from ebpftrace.decoders.values import Place
 
 
 def test_duration():
     """Nanoseconds are seconds."""
     assert (1.5, 0.0) == (duration(1_500_000_000), duration(0))
+
+
+def test_micros():
+    """Microseconds are nanoseconds, all of them."""
+    assert (3_000, 0, 18_446_744_073_709_551_615_000) == (micros(3), micros(0), micros((1 << 64) - 1))
 
 
 @pytest.mark.parametrize(

@@ -51,19 +51,6 @@ def test_request_equals_the_exporters():
     assert sdk_encode([build(span) for span in spans]) == ours
 
 
-def test_request_equals_the_small_encoder():
-    """Copying once gives the same bytes as building from the inside out."""
-    groups = [({"service.name": name}, protobuf.encode_spans([kernel_span(1)])) for name in ("a", "b")]
-    scope = message.scope_message("s", "1")
-    inside_out = protobuf.request(
-        protobuf.resource_spans(attributes, [("s", "1", payload)]) for attributes, payload in groups
-    )
-
-    assert inside_out == message.request_message(
-        scope, [(message.resource_message(attributes), [payload]) for attributes, payload in groups]
-    )
-
-
 @given(st.integers(-(1 << 63), (1 << 63) - 1), st.text())
 def test_partial_success(rejected, text):
     """The count of rejected spans, never below 0, and the remark are read from a response."""

@@ -200,7 +200,7 @@ def test_all_mistakes_at_once():
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_secrets(protocol):
-    """Neither an error nor the settings' text shows a header's value or a password in a URL."""
+    """Neither an error nor the settings' text shows a header's value or a password or query in a URL."""
     wrong = problem(
         {
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
@@ -209,10 +209,11 @@ def test_secrets(protocol):
         }
     )
     worse = problem({"OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_EXPORTER_OTLP_ENDPOINT": "htp://me:hunter2@host"})
+    key = problem({"OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_EXPORTER_OTLP_ENDPOINT": "htp://host/v1?key=hunter2"})
     settings = read_settings({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=hunter2"})
 
     assert 2 == len(wrong.splitlines())
-    assert "hunter2" not in wrong + worse + repr(settings)
+    assert "hunter2" not in wrong + worse + key + repr(settings)
 
 
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.!#$%&'*+^`|~", min_size=1, max_size=20)

@@ -56,6 +56,16 @@ def make():
         sink.close(0)
 
 
+def test_put_after_the_end(make):
+    """A sink that is closed starts no thread for what comes too late."""
+    sink = make(Transport())
+    sink.close()
+    sink.emit([kernel_span(1)])
+
+    assert {"closed": 1} == sink.stats.drops
+    assert sink._thread is None
+
+
 def test_whole_spans(make):
     """Spans that are not encoded yet go the same way; one without ids is dropped and counted."""
     transport = Transport()
@@ -78,7 +88,7 @@ def test_a_fault_of_ours(make, caplog):
     sink = make(transport)
     for number in (1, 2):
         sink.emit([kernel_span(number)])
-        assert not sink.flush(5)
+        sink.flush(5)
     sink.emit([kernel_span(3)])
     assert sink.flush(5)
 

@@ -279,6 +279,26 @@ def test_reentered():
     assert ["the encoder is in use"] * 3 == errors
 
 
+def test_layouts_that_change_meanwhile():
+    """A list of layouts may change while it is read, by what it says of itself: the encoder has its own."""
+    [*rest, _] = native_layout(layout(head=()), lambda _: None)
+    layouts = []
+
+    class Lasting:
+        def __bool__(self):
+            layouts.clear()
+            return True
+
+    described = (*rest, (("", "call", 0, 8, b"", b"", -1, Lasting(), lambda _: None),))
+    layouts += [described, (*rest, ())]
+    made = _otlp.Encoder()
+    made.set_ring(0, layouts)
+    made.feed(batch(bytes(8)).data, 0)
+
+    assert [] == layouts
+    assert 1 == made.take()[0][3]
+
+
 # --- chunks
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import struct
 import time
 from pathlib import Path
@@ -48,6 +49,20 @@ def decoded(program):
     spans = plan.decode(data, facts["places"], then)
     assert (len(facts["places"]), 0) == (plan.counts.records, sum(plan.counts.undecoded.values()))
     return spans, facts
+
+
+def test_the_applications_dice():
+    """Ids are neither taken from the application's random numbers nor decided by its seed."""
+    layout_ = layout(Column("n", "", "n", 0, 4, "unsigned"), head=(), size=4)
+    ids = []
+    for _ in range(2):
+        random.seed(1)
+        before = random.getstate()
+        [span] = RingPlan([layout_]).decode(memoryview(bytes(4)), [(0, 4)], clock())
+        ids += [span.trace_id, span.span_id]
+        assert before == random.getstate()
+
+    assert 4 == len(set(ids))
 
 
 def test_sched_identity():

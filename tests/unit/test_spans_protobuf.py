@@ -15,6 +15,7 @@ from spans_support import kernel_span
 from ebpftrace._version import version
 from ebpftrace.spans import protobuf
 from ebpftrace.spans.model import KernelSpan
+from ebpftrace.spans.otlp import message
 from ebpftrace.spans.sdk import SCOPE_NAME, SpanBuilder
 
 RESOURCE = {"service.name": "kernel", "host.name": "ünder", "cpus": 2}
@@ -27,7 +28,7 @@ values = st.one_of(
     st.floats(allow_nan=False),
     text,
     st.lists(text, max_size=3).map(tuple),
-    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3).map(tuple),
+    st.lists(st.integers(-(2**63), 2**64 - 1), max_size=3).map(tuple),
 )
 trace_ids, span_ids = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
 spans = st.builds(
@@ -53,7 +54,8 @@ spans = st.builds(
 def test_as_the_sdk(made):
     """A request of ours says in every field what the SDK's encoder says of the same spans."""
     payload = protobuf.encode_spans(made)
-    ours = protobuf.request([protobuf.resource_spans(RESOURCE, [(SCOPE_NAME, version, payload)])])
+    scope, resource = message.scope_message(SCOPE_NAME, version), message.resource_message(RESOURCE)
+    ours = message.request_message(scope, [(resource, [payload])])
 
     build = SpanBuilder(Resource(RESOURCE))
     theirs = sdk_encode([build(span) for span in made])

@@ -176,6 +176,16 @@ def test_unsigned_values_beyond_int64_survive_the_otlp_encoder(provider, memory)
     assert values["flag"].bool_value is True
 
 
+def test_tuples_with_values_beyond_int64(provider, memory):
+    """A number of a tuple that OTLP cannot hold arrives as text, as the native encoder writes it."""
+    SdkSink(provider).emit([kernel_span(attributes={"mask": (1, 2**64 - 1), "small": (1, 2)})])
+
+    encoded = encode_spans([only_span(memory)]).resource_spans[0].scope_spans[0].spans[0]
+    values = {pair.key: pair.value.array_value.values for pair in encoded.attributes}
+    assert [(1, ""), (0, "18446744073709551615")] == [(value.int_value, value.string_value) for value in values["mask"]]
+    assert [1, 2] == [value.int_value for value in values["small"]]
+
+
 def test_span_without_valid_ids_is_dropped_and_counted(provider, memory):
     """No backend accepts a zero id."""
     sink = SdkSink(provider)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Endpoints as people write them: URLs for HTTP; URLs and gRPC's own targets for gRPC.
 
-What is raised here never quotes a user name or a password.
+What is raised here never quotes a user name, a password or a query: some put a key there.
 """
 
 from __future__ import annotations
@@ -83,4 +83,4 @@ def _split(text: str) -> SplitResult:
 
 
 def _shown(text: str) -> str:
-    return repr(re.sub(r"//.*@", "//…@", text))
+    return repr(re.sub(r"\?.*", "?…", re.sub(r"//.*@", "//…@", text), flags=re.DOTALL))

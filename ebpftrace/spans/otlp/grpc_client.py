@@ -14,7 +14,7 @@ from ebpftrace._version import version
 from ebpftrace.errors import ConfigError, UnsupportedError
 from ebpftrace.spans.otlp.message import partial_success, retry_delay_s
 from ebpftrace.spans.otlp.retry import MAX_WAIT_S
-from ebpftrace.spans.otlp.transport import Answer
+from ebpftrace.spans.otlp.transport import Answer, one_line
 
 if TYPE_CHECKING:
     from ebpftrace.spans.otlp.settings import OtlpSettings
@@ -80,7 +80,7 @@ class GrpcTransport:
             rejected, text = partial_success(response)
         except ValueError:
             rejected, text = 0, ""  # it said yes; what else it said cannot be read
-        return Answer("accepted", text, rejected=rejected)
+        return Answer("accepted", one_line(text), rejected=rejected)
 
     def _open(self) -> Any:
         with self._lock:
@@ -138,7 +138,7 @@ def _pem(variable: str, path: str) -> bytes | None:
 
 def _failure(error: Any) -> Answer:
     code = error.code().name
-    text = f"{code}: {error.details()}"[:300]
+    text = one_line(f"{code}: {error.details()}")
     wait_s = _wait_s(error)
     if code in _AGAIN or (code == "RESOURCE_EXHAUSTED" and wait_s is not None):
         return Answer("again", text, wait_s=wait_s or None, reached=code != "UNAVAILABLE")

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import math
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ebpftrace._version import version
 from ebpftrace.errors import ConfigError, UnsupportedError
 from ebpftrace.spans.otlp.message import partial_success, status_text
 from ebpftrace.spans.otlp.retry import retry_after_s
-from ebpftrace.spans.otlp.transport import Answer
+from ebpftrace.spans.otlp.transport import Answer, one_line
 
 try:
     import urllib3
@@ -146,8 +147,14 @@ def _pool(url: str, context: ssl.SSLContext | None) -> urllib3.PoolManager:
     found = urlsplit(proxy)
     if found.scheme not in ("http", "https") or not found.hostname:
         raise ConfigError(f"the environment's {parts.scheme} proxy is no http:// or https:// URL; or set NO_PROXY")
-    auth = urllib3.make_headers(proxy_basic_auth=f"{found.username}:{found.password or ''}") if found.username else None
-    return urllib3.ProxyManager(proxy, proxy_headers=auth, num_pools=1, maxsize=1, **tls)  # type: ignore[arg-type]
+    return urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(found), num_pools=1, maxsize=1, **tls)  # type: ignore[arg-type]
+
+
+def _proxy_headers(proxy: SplitResult) -> dict[str, str] | None:
+    if not proxy.username:
+        return None
+    credentials = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
+    return {"proxy-authorization": f"Basic {base64.b64encode(credentials).decode()}"}
 
 
 def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
@@ -182,9 +189,11 @@ def _answer(response: urllib3.BaseHTTPResponse, content: bytes) -> Answer:
                 rejected, text = partial_success(content)
             except ValueError:
                 text = ""  # it said yes; what else it said cannot be read
-        return Answer("accepted", text, rejected=rejected)
+        return Answer("accepted", one_line(text), rejected=rejected)
     text = f"{response.status} {response.reason or ''}".strip()
-    if said := _said(content, protobuf=protobuf) or response.headers.get("location", ""):
+    # a server repeats the query of the request there, and some put a key into it
+    location = response.headers.get("location", "").partition("?")[0]
+    if said := one_line(_said(content, protobuf=protobuf) or location):
         text += f": {said}"
     if response.status in _AGAIN:
         return Answer("again", text, wait_s=retry_after_s(response.headers.get("retry-after")))
@@ -194,7 +203,7 @@ def _answer(response: urllib3.BaseHTTPResponse, content: bytes) -> Answer:
 def _said(content: bytes, *, protobuf: bool) -> str:
     if protobuf:
         try:
-            return status_text(content)[:200]
+            return status_text(content)
         except ValueError:
             return ""
-    return " ".join(content[:200].decode(errors="replace").split())
+    return content.decode(errors="replace")

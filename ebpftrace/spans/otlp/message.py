@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frame around encoded spans that makes a request of them, and the little that answers say.
 
-`protobuf.resource_spans` and `protobuf.request` build the same from the inside out, which copies the spans at each
-level; a request here is megabytes, so the lengths are added up first and everything is copied once.
+A request is megabytes, and to build it from the inside out would copy the spans at each level: so the lengths are added
+up first, and everything is copied once.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class Outbox:
         self._closing_at: float | None = None
         self._over = False
 
-    def put(self, chunks: Sequence[Chunk]) -> None:
-        """Add chunks; those that do not fit are dropped and counted."""
+    def put(self, chunks: Sequence[Chunk]) -> bool:
+        """Add chunks; those that do not fit are dropped and counted. Returns whether there is anything to send."""
         now = time.monotonic()
         with self._condition:
             was_empty = not self._waiting
@@ -76,6 +76,7 @@ class Outbox:
                 self._add(chunk, now)
             if self._waiting and (was_empty or self._enough()):
                 self._condition.notify_all()
+            return bool(self._waiting)
 
     def drop(self, count: int, reason: str) -> None:
         """Count spans that were given to us and cannot be sent."""

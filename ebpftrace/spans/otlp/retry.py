@@ -11,6 +11,9 @@ MAX_WAIT_S = 300.0
 """The longest that a server can make us wait: one that asks for a day would have everything dropped."""
 
 
+_dice = random.SystemRandom()  # not the application's, which it may have seeded
+
+
 class Backoff:
     """Waits that double, each shortened at random by up to a half, so that a thousand agents do not knock as one.
 
@@ -28,7 +31,7 @@ class Backoff:
         """How long to wait now."""
         wait_s = min(self._next_s, self._max_s)
         self._next_s = min(self._next_s * 2, self._max_s)
-        return wait_s * random.uniform(0.5, 1.0)  # noqa: S311  (jitter, not a secret)
+        return wait_s * _dice.uniform(0.5, 1.0)
 
     def reset(self) -> None:
         """Begin with the first wait again."""

@@ -75,8 +75,7 @@ class OtlpSink:
 
     def put(self, chunks: Sequence[Chunk]) -> None:
         """Queue encoded spans; what does not fit is dropped and counted."""
-        self._outbox.put(chunks)
-        if self._thread is None and chunks:
+        if self._outbox.put(chunks) and self._thread is None:
             self._start_thread()
 
     def emit(self, spans: Sequence[KernelSpan]) -> None:

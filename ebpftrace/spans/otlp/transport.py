@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ebpftrace.spans.otlp.settings import OtlpSettings
 
 
+_LONGEST = 300  # of what a server says, in characters
+
+
 class Answer(msgspec.Struct, frozen=True):
     """What became of one request.
 
@@ -40,6 +43,11 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Give connections back; where the protocol can, end the request that another thread waits for."""
+
+
+def one_line(text: str) -> str:
+    """Return what a server said as it may stand in a line of the log: short, without control characters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text[:_LONGEST]).split())
 
 
 def open_transport(settings: OtlpSettings) -> Transport:
