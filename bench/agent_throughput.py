@@ -145,14 +145,19 @@ class Run:
             )
 
 
+def prepare(folder: Path) -> None:
+    """Put the program, built, into a folder."""
+    build = ["build", f"{PROGRAM}.bpf.c", "-o", folder / "numbered.bpf.o"]
+    subprocess.run([*EBPFTRACE, *build], check=True, stdout=subprocess.DEVNULL)
+    (folder / "numbered.yaml").write_text(PROGRAM.with_suffix(".yaml").read_text())
+
+
 def main() -> None:
     quick = arguments(__doc__).quick
     say(machine())
     with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name:
         folder = Path(name)
-        build = ["build", f"{PROGRAM}.bpf.c", "-o", folder / "numbered.bpf.o"]
-        subprocess.run([*EBPFTRACE, *build], check=True, stdout=subprocess.DEVNULL)
-        (folder / "numbered.yaml").write_text(PROGRAM.with_suffix(".yaml").read_text())
+        prepare(folder)
         run = Run(folder, RATE, 1 if quick else 30)
         run.check()
         report("records_submitted", run.submitted, "records", exactly=run.submitted, rate=round(run.rate))

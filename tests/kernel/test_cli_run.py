@@ -253,7 +253,7 @@ def test_nothing_written(ebpftrace):
     [
         (["run"], 2, "no program to run"),
         (["run", "--", "no-such-program"], 127, "no program 'no-such-program'"),
-        (["run", "--enable", "scheed", "--", "true"], 2, "there are: exec, sched"),
+        (["run", "--enable", "scheed", "--", "true"], 2, "there are: bio, cfs-throttling, exec, sched, sock"),
         (["run", "--output", "/proc/nowhere/t", "--", "true"], 1, "cannot write to /proc/nowhere"),
     ],
 )
