@@ -115,12 +115,50 @@ static __always_inline void account_wait(struct ebt_line *line, struct task_stru
 		submit_off_cpu(line, task, cause, start, end);
 }
 
+/* The thread could run but for others or its quota: remember where it waits. */
+static __always_inline void line_save_queue(struct ebt_line *line, struct task_struct *task)
+{
+	struct cfs_rq *queue = BPF_CORE_READ(task, se.cfs_rq);
+
+	line->queue = (__u64)queue;
+	line->queue_throttled_ns = queue_throttled_ns(queue);
+}
+
+/*
+ * It waited like that from `start` on.  A thread that had to leave the CPU for
+ * its quota got it back, then perhaps waited its turn; one that had to for
+ * another thread, or was woken, may have lost its quota while it waited.
+ */
+static __always_inline void account_turn(struct ebt_line *line, struct task_struct *task,
+					 bool throttled_first, __u64 start, __u64 now)
+{
+	struct cfs_rq *queue = BPF_CORE_READ(task, se.cfs_rq);
+	__u64 throttled_ns = 0;
+
+	if ((__u64)queue == line->queue)
+		throttled_ns = queue_throttled_ns(queue) - line->queue_throttled_ns;
+	if (throttled_ns > now - start)
+		throttled_ns = now - start;
+	if (!throttled_ns) {
+		account_wait(line, task, throttled_first ? EBT_THROTTLED : EBT_RUN_QUEUE, start,
+			     now);
+	} else if (throttled_first) {
+		account_wait(line, task, EBT_THROTTLED, start, start + throttled_ns);
+		account_wait(line, task, EBT_RUN_QUEUE, start + throttled_ns, now);
+	} else {
+		account_wait(line, task, EBT_RUN_QUEUE, start, now - throttled_ns);
+		account_wait(line, task, EBT_THROTTLED, now - throttled_ns, now);
+	}
+}
+
 /* The thread's wait is over: it runs since `now`. */
 static __always_inline void resume(struct ebt_line *line, struct task_struct *task, __u64 now)
 {
 	if (line->woken_at) {
 		account_wait(line, task, line->cause, line->off_since, line->woken_at);
-		account_wait(line, task, EBT_RUN_QUEUE, line->woken_at, now);
+		account_turn(line, task, false, line->woken_at, now);
+	} else if (line->cause == EBT_RUN_QUEUE || line->cause == EBT_THROTTLED) {
+		account_turn(line, task, line->cause == EBT_THROTTLED, line->off_since, now);
 	} else {
 		account_wait(line, task, line->cause, line->off_since, now);
 	}
@@ -173,6 +211,8 @@ static __always_inline void switch_out(struct ebt_thread *thread, struct task_st
 	task_syscall(prev, &call);
 	line->syscall = call.nr;
 	line->cause = wait_cause(prev, state, &call);
+	if (line->cause == EBT_RUN_QUEUE || line->cause == EBT_THROTTLED)
+		line_save_queue(line, prev);
 	line_save_context(line, thread->slot);
 	if (line->mask)
 		submit_switch(line, prev, next, preempt, state);
@@ -239,6 +279,7 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 	    line->cause == EBT_THROTTLED)
 		return 0;
 	line->woken_at = bpf_ktime_get_ns();
+	line_save_queue(line, task);
 	if (!line->mask)
 		return 0;
 	record =

@@ -20,7 +20,13 @@ import os
 
 
 class EbpftraceError(Exception):
-    """Base of all errors raised by ebpftrace."""
+    """Base of all errors raised by ebpftrace.
+
+    Attributes:
+        told: it is in the log already, so the command line need not say it once more.
+    """
+
+    told = False
 
 
 class BpfError(EbpftraceError):

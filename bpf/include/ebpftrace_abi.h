@@ -79,7 +79,9 @@ struct ebt_line {
 	__u8 cause; /* enum ebt_cause */
 	__u8 pad[3];
 	char waker_comm[16];
-	__u64 private_reserved[7];
+	__u64 queue; /* the one that it waits in... */
+	__u64 queue_throttled_ns; /* ...and how long that had been throttled, then */
+	__u64 private_reserved[5];
 };
 
 /* Why a record, or what it would have said, was lost. */

@@ -87,6 +87,24 @@ struct cfs_rq {
 	struct list_head throttled_list;
 };
 
+/*
+ * How long what is in a queue could not run, because its group or one above had
+ * no quota: added up when it can again.  By the clock of the CPU from 6.6 on
+ * (677ea015f231), before that by one that leaves interrupts out, and that was
+ * called by another name until 5.19 (64eaf50731ac).
+ */
+struct cfs_rq___self {
+	__u64 throttled_clock_self_time;
+};
+
+struct cfs_rq___pelt {
+	__u64 throttled_clock_pelt_time;
+};
+
+struct cfs_rq___task {
+	__u64 throttled_clock_task_time;
+};
+
 /* From 6.3 on another CPU's queue is released by that CPU, some microseconds later (8ad075c2eb1f). */
 struct cfs_rq___csd {
 	struct list_head throttled_csd_list;

@@ -75,6 +75,28 @@ static __always_inline bool task_throttled(struct task_struct *task)
 	return cfs_rq && BPF_CORE_READ(cfs_rq, throttle_count) > 0;
 }
 
+/*
+ * How long a task's queue has been throttled in its life, not counting a period
+ * that lasts; 0 where each task is throttled by itself, or this is not known.
+ */
+static __always_inline __u64 queue_throttled_ns(struct cfs_rq *queue)
+{
+	struct task_struct___throttled *marked = NULL;
+	struct cfs_rq___self *self = (void *)queue;
+	struct cfs_rq___pelt *pelt = (void *)queue;
+	struct cfs_rq___task *task = (void *)queue;
+
+	if (!queue || bpf_core_field_exists(marked->throttled))
+		return 0;
+	if (bpf_core_field_exists(self->throttled_clock_self_time))
+		return BPF_CORE_READ(self, throttled_clock_self_time);
+	if (bpf_core_field_exists(pelt->throttled_clock_pelt_time))
+		return BPF_CORE_READ(pelt, throttled_clock_pelt_time);
+	if (bpf_core_field_exists(task->throttled_clock_task_time))
+		return BPF_CORE_READ(task, throttled_clock_task_time);
+	return 0;
+}
+
 static __always_inline long task_state(struct task_struct *task)
 {
 	struct task_struct___state *now = (void *)task;

@@ -46,6 +46,7 @@ logger = logging.getLogger("ebpftrace.agent")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK_S = 1.0
+_FAILED_START_S = 3.0  # for its trace to be sent: who mistyped a name must not wait for a collector that is down
 _SPARE_S = 5.0  # to end in, beyond the time that sending may take
 
 
@@ -67,6 +68,7 @@ class Options:
     keep: frozenset[str] | None = privileges.AUTO
     landlock: bool = True
     strict: bool = False
+    extras: bool = True
     ring_kib: int = 4096
     shutdown_s: float = 10.0
 
@@ -109,7 +111,9 @@ class Agent:
             self._serve()
         except Exception as error:
             trace.root.failed(error)
-            self._export_failure(trace)
+            if not self._loads:
+                _tell(error)
+                self._export_failure(trace, error)
             raise
         finally:
             lost = self._stop()
@@ -123,8 +127,8 @@ class Agent:
         if self._options.listen:
             with trace.step("listen"):
                 self._metrics = MetricsServer(self.snapshot, self._options.listen)
-        sources = self._sources()
-        self._fleet = Fleet(self._options.ring_kib * 1024, strict=self._options.strict)
+        options, sources = self._options, self._sources()
+        self._fleet = Fleet(options.ring_kib * 1024, strict=options.strict, extras=options.extras)
         self._fleet.load(sources, trace)
         self._check(self._fleet)
         if self._choice.settings is not None:  # it may read keys; its threads start with its first span
@@ -191,16 +195,15 @@ class Agent:
             abstract_sockets=self._notifier.abstract,
         )
 
-    def _export_failure(self, trace: SelfTrace) -> None:
+    def _export_failure(self, trace: SelfTrace, cause: Exception) -> None:
         """Have the trace of a start that failed exported, where that is possible."""
-        if self._loads:
-            return
         try:
             if self._export is None:
                 self._export = self._choice.open()
             self._export.emit(trace.end())
         except EbpftraceError as error:
-            logger.warning("the trace of the failed start is not exported: %s", error)
+            if str(error) != str(cause):  # the exporter is what failed: that is said
+                logger.warning("the trace of the failed start is not exported: %s", error)
 
     # --- in between
 
@@ -254,7 +257,8 @@ class Agent:
         self._stopping = True
         self._notifier.stopping()
         self._notifier.extend_timeout(self._options.shutdown_s + _SPARE_S)
-        deadline = time.monotonic() + self._options.shutdown_s
+        patience = self._options.shutdown_s if self._loads else min(self._options.shutdown_s, _FAILED_START_S)
+        deadline = time.monotonic() + patience
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload any more
         for number in (signal.SIGTERM, signal.SIGINT):  # from here on a second one means it
             signal.signal(number, signal.SIG_DFL)
@@ -325,6 +329,14 @@ def _with_records(program: ProgramSnapshot, stats: RecordStats | None) -> Progra
     if stats is None:
         return program
     return replace(program, records=stats.records, spans=stats.spans, undecoded=dict(stats.undecoded))
+
+
+def _tell(error: Exception) -> None:
+    """Log at once why it does not start: what comes then, exporting the trace of it, may take a while."""
+    if isinstance(error, EbpftraceError):
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        logger.error("the agent does not start: %s%s", error, notes)
+        error.told = True
 
 
 def _refuse_same_names(found: Sequence[ProgramFiles]) -> None:

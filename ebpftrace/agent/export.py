@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ebpftrace.agent.snapshot import ExportSnapshot
 from ebpftrace.errors import ConfigError
-from ebpftrace.spans.export import sdk_disabled
+from ebpftrace.spans.export import ExporterSink, sdk_disabled
 from ebpftrace.spans.exporters import exporter_names
 from ebpftrace.spans.otlp.choose import make_exporter
 from ebpftrace.spans.otlp.settings import read_settings
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ebpftrace.config.layout import RecordLayout
-    from ebpftrace.spans.export import ExporterSink
     from ebpftrace.spans.model import KernelSpan
     from ebpftrace.spans.otlp.choose import Encoder
     from ebpftrace.spans.otlp.settings import OtlpSettings
@@ -106,7 +105,10 @@ class SdkExport:
         """See `Export`."""
         before = self._sink.stats
         flushed = self._sink.flush(timeout_s)
-        self._sink.close()
+        if not flushed and isinstance(self._sink, ExporterSink):
+            self._sink.close(0)  # the time is over
+        else:
+            self._sink.close()
         after = self._sink.stats
         return flushed and (after.dropped, after.failed) == (before.dropped, before.failed)
 

@@ -43,14 +43,14 @@ class Fleet:
 
     Args:
         ring_bytes: see `Loader`.
-        strict: see `Loader`.
+        strict, extras: see `Loader`.
     """
 
-    def __init__(self, ring_bytes: int, *, strict: bool = False) -> None:
+    def __init__(self, ring_bytes: int, *, strict: bool = False, extras: bool = True) -> None:
         self.programs: list[AgentProgram] = []
         self.failed: dict[str, EbpftraceError] = {}
         self._core: Core | None = None
-        self._loader = Loader(Btf.kernel(), self._get_core, ring_bytes, strict=strict)
+        self._loader = Loader(Btf.kernel(), self._get_core, ring_bytes, strict=strict, extras=extras)
         self._ledger = Ledger()
         self._counting = threading.Lock()  # a counter is in a program or in the ledger, never in both
         self._rings: dict[int, tuple[AgentProgram, str]] = {}

@@ -192,13 +192,17 @@ class Loader:
         core: owner of the shared maps; loaded when the first program with our header needs it.
         ring_bytes: size of the ring buffers of programs with our header; those of others stay as they are.
         strict: a program runs with all of its hooks, or not.
+        extras: load functions that only some kernels take, too.
     """
 
-    def __init__(self, kernel: Btf, core: Callable[[], Core], ring_bytes: int, *, strict: bool = False) -> None:
+    def __init__(
+        self, kernel: Btf, core: Callable[[], Core], ring_bytes: int, *, strict: bool = False, extras: bool = True
+    ) -> None:
         self._kernel = kernel
         self._core = core
         self._ring_bytes = ring_bytes
         self._strict = strict
+        self._extras = extras
         self._bits = 0
 
     def describe(self, source: Source, obj: BpfObject) -> tuple[ProgramConfig, list[RecordLayout]]:
@@ -236,7 +240,7 @@ class Loader:
             knobs = effective_knobs(config, source.overrides, source.stem)
         _tell_unread(source.stem, layouts, obj)
         with trace.step("prepare"):
-            refused = choose_functions(obj, self._kernel)
+            refused = choose_functions(obj, self._kernel, extras=self._extras)
             self._prepare(config, knobs, obj)
         hooks = _left_out(refused, trace)
         with trace.step("load"):

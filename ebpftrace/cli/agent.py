@@ -51,6 +51,9 @@ class AgentCommand:
             "--strict", action="store_true", help="end when a program or one of its hooks cannot be had"
         )
         parser.add_argument(
+            "--no-extras", action="store_true", help="load no functions that only some kernels take, such as fentry"
+        )
+        parser.add_argument(
             "--encoder", choices=("auto", "native", "sdk"), default="auto",
             help="what turns records into OTLP: our own encoder, or the SDK's exporters (default: native for OTLP)",
         )  # fmt: skip
@@ -114,6 +117,7 @@ class AgentCommand:
                 keep=parse_keep(args.capabilities_keep),
                 landlock=not args.no_landlock,
                 strict=args.strict,
+                extras=not args.no_extras,
                 ring_kib=args.ring_kib,
                 shutdown_s=args.shutdown_timeout,
             )

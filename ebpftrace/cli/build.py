@@ -154,6 +154,8 @@ def _compile(clang: str, flags: Sequence[str], source: Path, output: Path, tempo
     if done.returncode:
         missing = _MISSING.search(done.stderr)
         hint = next((hint for start, hint in _HINTS.items() if missing and missing[1].startswith(start)), "")
+        if "redefinition" in done.stderr and "vmlinux.h" in done.stderr:
+            hint = "vmlinux.h and ebpftrace.bpf.h declare the same types: include one of them"
         if missing and not hint:
             hint = f"name the directory that {missing[1]} is in by -I"
         raise CommandError(f"{source}: {Path(clang).name} cannot compile it" + (f": {hint}" if hint else ""))

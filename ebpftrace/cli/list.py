@@ -10,6 +10,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from ebpftrace.errors import CommandError
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
@@ -23,25 +25,38 @@ _BOLD, _PLAIN = "\033[1m", "\033[0m"
 class ListCommand:
     """List the programs that come with ebpftrace: their hooks, their spans, the attributes of these, and their knobs.
 
-    Needs no privilege. Names are those that `ebpftrace agent --config-names` takes.
+    Needs no privilege. Without names it lists all. Names are those that `ebpftrace agent --config-names` takes.
     """
 
     name = "list"
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
+        parser.add_argument("names", nargs="*", metavar="NAME", help="only these programs, such as exec or exec-trace")
         parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Read the programs and print."""
+        """Read the programs and print.
+
+        Raises:
+            CommandError: no program of a name comes with ebpftrace.
+        """
         from ebpftrace.config.catalog import describe_shipped
 
-        programs = describe_shipped()
+        programs = _chosen(describe_shipped(), args.names)
         if args.json:
             print(json.dumps({"programs": programs}, indent=2))
         else:
             print("\n".join(_lines(programs)))
         return 0
+
+
+def _chosen(programs: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+    stems = [program["stem"] for program in programs]
+    unknown = [name for name in names if not {name, f"{name}-trace"} & set(stems)]
+    if unknown:
+        raise CommandError(f"there is no program {unknown[0]!r}; there are: {', '.join(stems)}", exit_code=2)
+    return [each for each in programs if not names or {each["stem"], each["stem"].removesuffix("-trace")} & set(names)]
 
 
 def _lines(programs: list[dict[str, Any]]) -> Iterator[str]:

@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: EbpftraceError, code: int) -> int:
+    if error.told:
+        return code
     print(f"ebpftrace: {error}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
         print(note, file=sys.stderr)

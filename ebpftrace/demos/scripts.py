@@ -39,6 +39,7 @@ class Script:
         see: what to look at in its trace.
         traced: names of spans that have kernel spans below them.
         untraced: names of spans that have none.
+        unless: when the traced ones may have none after all.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Script:
     see: str
     traced: tuple[str, ...]
     untraced: tuple[str, ...]
+    unless: str = ""
 
     def path(self) -> Path:
         """Return where its program is.
@@ -85,6 +87,8 @@ SCRIPTS = {
             "untraced one lost as much time, and has no span that says when.",
             ("traced busy loop",),
             ("untraced busy loop",),
+            "while other programs leave it less than 80 % of a CPU, its quota is never used up: try again when the "
+            "machine is idle",
         ),
     )
 }
@@ -178,7 +182,7 @@ def broken_promises(script: Script, spans: Sequence[Span]) -> list[str]:
         if count is None:
             broken.append(f"there is no span {name!r}")
         elif name in script.traced and not count:
-            broken.append(f"{name!r} has no kernel spans below it")
+            broken.append(f"{name!r} has no kernel spans below it" + (f"; {script.unless}" if script.unless else ""))
         elif name in script.untraced and count:
             broken.append(f"{name!r} has {count:,} kernel spans below it")
     return broken

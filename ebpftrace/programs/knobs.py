@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 COMM_BYTES = 15
 """What the kernel keeps of a task's name: TASK_COMM_LEN without the NUL."""
 
+_LOADERS = ("ebt_", "kaddr_", "has_")  # variables that the loader sets
+
 
 def set_numbers(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]], *, known_only: bool = False) -> None:
     """Set the numbers and booleans among `knobs`, before the object is loaded. For a list: whether it has entries.
@@ -39,7 +41,7 @@ def set_numbers(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]],
         try:
             obj.set_rodata(name, value)
         except KeyError:
-            known = ", ".join(sorted(present)) or "none"
+            known = ", ".join(sorted(each for each in present if not each.startswith(_LOADERS))) or "none"
             raise ConfigError(f"the program {obj.name!r} has no knob {name!r}; it has {known}") from None
         except OverflowError:
             raise ConfigError(

@@ -55,15 +55,21 @@ class ExporterSink(ProcessorSink):
         super().__init__(processor, resource, patience_s=patience_s)
         self._closer = BoundedCall("ebpftrace-close")
 
-    def close(self) -> None:
-        """Flush, but when the backend is down give up after 5 s instead of the SDK's 30 s a processor."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Flush, but when the backend is down give up after 5 s instead of the SDK's 30 s a processor.
+
+        Args:
+            timeout_s: the longest to flush for, and then to shut down, which always has a second; 0 = the caller has
+                flushed, None = 5 s.
+        """
+        patience = _CLOSE_S if timeout_s is None else timeout_s
         if self._closed:
             return
         super().close()
-        if not self.flush(_CLOSE_S):
+        if patience <= 0 or not self.flush(patience):
             # Ends the exporters' waiting between retries, so that the processors' threads see their end.
             self._closer.run(self._shut_exporters, 1.0)
-        self._closer.run(self._processor.shutdown, _CLOSE_S)
+        self._closer.run(self._processor.shutdown, max(1.0, patience))
 
     def _shut_exporters(self) -> None:
         for exporter in self._exporters:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _NAMED = 20  # parts below this fraction of the whole are only summed up
 _MOST = 0.5  # a system call or waker is named when it accounts for this much of its cause
+_NEARLY_ALL = 0.9  # waits that are all of a cause, but for the short ones that have no spans
 # Where the thread that ended a wait is part of the answer; who ends a sleep or a disk read is the kernel itself.
 _WAKER_TELLS = {"lock": "released", "other": "woken"}
 _CHILD_WAITS = ("wait4", "waitid")
@@ -50,8 +51,8 @@ def verdict(trace: Trace, span: Span | None = None) -> str:
             f"{_quoted(subject)} has no kernel time breakdown of its own; its longest span that has one"
             f" is {_quoted(explained)}, {told} of it.",
         )
-    name = parts[0][0]
-    sentences += [_evidence(name, waits), cause_of(name).advice if name else "", *_reservations(explained)]
+    name, amount = parts[0]
+    sentences += [_evidence(name, amount, waits), cause_of(name).advice if name else "", *_reservations(explained)]
     return " ".join(filter(None, sentences))
 
 
@@ -101,13 +102,17 @@ def _waits(span: Span) -> dict[str, list[Span]]:
     return found
 
 
-def _evidence(cause: str, waits: dict[str, list[Span]]) -> str:
+def _evidence(cause: str, whole: int, waits: dict[str, list[Span]]) -> str:
     mine = waits.get(cause, [])
     if not mine:
         return ""
     longest = max(mine, key=lambda wait: wait.duration_ns)
     count = "one wait" if len(mine) == 1 else f"{len(mine):,} waits, the longest of {duration(longest.duration_ns)}"
-    said = f"The {cause_of(cause).label} time was {count}"
+    seen = sum(wait.duration_ns for wait in mine)
+    if seen >= _NEARLY_ALL * whole:
+        said = f"The {cause_of(cause).label} time was {count}"
+    else:  # spans without tracing on have none
+        said = f"Of the {cause_of(cause).label} time, {duration(seen)} has kernel spans: {count}"
     programs = waits.get("exec", [])
     if programs and longest.text(SYSCALL) in _CHILD_WAITS:
         child = max(programs, key=lambda program: program.duration_ns)
@@ -149,6 +154,8 @@ def _longest_with_breakdown(root: Span) -> Span | None:
 
 def _without_breakdown(span: Span) -> str:
     took = f"{_quoted(span)} took {duration(span.duration_ns)}."
+    if span.kernel:  # a trace of the agent's
+        return " ".join([took, "Kernel spans have no kernel time breakdown.", *_reservations(span)])
     kernel = sum(below.kernel for below in span.walk())
     if kernel:
         return (

@@ -272,6 +272,14 @@ def test_port_in_use(programs, collector):
     assert {"agent.start", "listen"} == {span["name"] for span in own(plain(collector)) if span["status"][0] == 2}
 
 
+def test_exporter_missing(programs):
+    """Where the exporter is why it does not start, that is one line: not also that this could not be exported."""
+    code, said = refused(*map(str, numbered(programs)), env={"OTEL_TRACES_EXPORTER": "nonesuch"})
+
+    assert code == 2
+    assert 1 == sum("nonesuch" in line for line in said.splitlines())
+
+
 @pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "1e9"])
 def test_shutdown_timeout(programs, seconds):
     """A time that cannot be waited for is refused at the start, not found out at the end."""
@@ -287,6 +295,14 @@ def test_root_in_other_bytes(tmp_path):
         state = daemon.metrics()['ebpftrace_program_state{program="exec",state="running"}']
 
     assert state == 1
+
+
+def test_knob_that_is_not_there(programs):
+    """A knob that a program does not have is refused by naming those that it has, not what the loader sets."""
+    _, said = refused(*map(str, numbered(programs)), "--set", "numbered.rate=1")
+
+    assert "has no knob 'rate'" in said
+    assert "ebt_" not in said
 
 
 def test_ring_that_nobody_reads(tmp_path, programs):

@@ -64,5 +64,5 @@ def test_missing_tracepoint():
 
     assert outcome.value["active"]
     assert 1 == len(outcome.log)
-    assert "does without sched_wakin?" in outcome.log[0]
+    assert "does without tp_btf/sched_wakin?" in outcome.log[0]
     assert {"sched_switch", "sched_wakeup", "sleep"} <= {span["name"] for span in outcome.value["spans"]}

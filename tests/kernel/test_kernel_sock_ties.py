@@ -187,7 +187,8 @@ def test_limit():
     """A tie makes so many spans of packets and no more; the rest is counted, and the next tie starts anew."""
     value = run(flood).value
 
-    assert [256, 256] == [len(below(value["spans"], named(value["spans"], name))) for name in ("first", "second")]
+    spans = [span for span in value["spans"] if span["name"] != "sock_release"]  # kernels with fentry tell of it
+    assert [256, 256] == [len(below(spans, named(spans, name))) for name in ("first", "second")]
     assert {"ring_full": 0, "map_full": 0, "limit": 2 * (2 * 500 - 256)} == value["dropped"]
 
 

@@ -16,7 +16,7 @@ STEMS = sorted(source.name.removesuffix(".bpf.c") for source in (ROOT / "bpf").g
 EXTRAS = {"flask", "waitress", "opentelemetry.exporter", "opentelemetry.instrumentation", "opentelemetry.proto"}
 
 IMPORT_ALL = f"""
-import ebpftrace, importlib, pkgutil
+import ebpftrace, ebpftrace.errors, importlib, pkgutil
 EXTRAS = {EXTRAS!r}
 for module in pkgutil.walk_packages(ebpftrace.__path__, "ebpftrace."):
     if module.name.rpartition(".")[2] == "__main__":
@@ -25,6 +25,9 @@ for module in pkgutil.walk_packages(ebpftrace.__path__, "ebpftrace."):
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
         if not any(error.name == extra or error.name.startswith(extra + ".") for extra in EXTRAS):
+            raise
+    except ebpftrace.errors.UnsupportedError as error:
+        if "pip install 'ebpftrace[" not in str(error):  # one of ours that says which extra it takes
             raise
 """
 

@@ -193,3 +193,14 @@ def test_vmlinux_cannot_be_made(source, tool, monkeypatch):
     monkeypatch.setattr(build_module.shutil, "which", lambda name, path=None: None if name == "bpftool" else name)
     with pytest.raises(CommandError, match="no bpftool to make it: apt-get install bpftool"):
         build_module._write_vmlinux(source.with_name("vmlinux.h"))
+
+
+def test_two_sets_of_kernel_types(tmp_path, capfd):
+    """vmlinux.h and our header in one program: the message says that they do not go together."""
+    (tmp_path / "vmlinux.h").write_text("struct task_struct { int pid; };\n")
+    (tmp_path / "both.bpf.c").write_text('#include "vmlinux.h"\n#include "ebpftrace.bpf.h"\n')
+
+    with pytest.raises(CommandError, match=r"vmlinux\.h and ebpftrace\.bpf\.h declare the same types: include one"):
+        build(tmp_path / "both.bpf.c", "-I", tmp_path)
+
+    assert "redefinition" in capfd.readouterr().err

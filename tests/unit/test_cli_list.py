@@ -9,6 +9,7 @@ import pytest
 from config_support import run
 
 from ebpftrace.cli.list import ListCommand
+from ebpftrace.errors import CommandError
 from ebpftrace.programs import find, names
 
 
@@ -53,6 +54,22 @@ def test_list_knobs(programs):
 
     assert "list of texts" == roots["type"]
     assert find("exec").config().knobs["roots"] == roots["default"]
+
+
+@pytest.mark.parametrize("name", ["exec", "exec-trace"])
+def test_one_program(capsys, name):
+    """With a name, as the agent takes it, there is that program alone."""
+    assert 0 == run(ListCommand(), "--json", name)
+
+    assert ["exec-trace"] == [each["stem"] for each in json.loads(capsys.readouterr().out)["programs"]]
+
+
+def test_unknown_program():
+    """A name that is no program's is refused, and those there are are named."""
+    with pytest.raises(CommandError, match=r"no program 'exce'; there are: .*exec-trace") as caught:
+        run(ListCommand(), "exce")
+
+    assert 2 == caught.value.exit_code
 
 
 def test_text(capsys):

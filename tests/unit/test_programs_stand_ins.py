@@ -9,7 +9,7 @@ import pytest
 
 from ebpftrace.kernel.object import Program
 from ebpftrace.programs import find
-from ebpftrace.programs.choose import choose_functions
+from ebpftrace.programs.choose import choose_functions, why_not
 
 
 class FakeObject:
@@ -44,6 +44,32 @@ def test_stand_in(tracepoints, loaded):
     assert {"reading__without_better": loaded} == obj.chosen
     assert ({"has_reading": 1} if loaded else {}) == obj.knobs
     assert {} == missing
+
+
+def test_switched_off():
+    """Without extras none is loaded, though the kernel would take it, and no knob tells of one."""
+    obj = FakeObject()
+    missing = choose_functions(obj, SimpleNamespace(has_tracepoint={"worse"}.__contains__), extras=False)
+
+    assert {"reading__without_better": False} == obj.chosen
+    assert {} == obj.knobs
+    assert {} == missing
+
+
+@pytest.mark.parametrize(
+    ("tracepoints", "extras", "reason"),
+    [
+        ({"worse"}, True, ""),
+        ({"worse", "better"}, True, "this kernel has the tracepoint better, which is better"),
+        (set(), True, "this kernel has no tracepoint worse"),
+        ({"worse"}, False, "extras are switched off"),
+    ],
+)
+def test_why_not(tracepoints, extras, reason):
+    """For a function that is left out there is a reason in words."""
+    [function] = FakeObject().programs()
+
+    assert reason == why_not(function, SimpleNamespace(has_tracepoint=tracepoints.__contains__), extras=extras)
 
 
 def test_sock():

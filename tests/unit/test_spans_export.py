@@ -87,6 +87,22 @@ def test_collector_that_is_down_costs_spans_and_nothing_else(monkeypatch, closed
     assert not any(record.exc_info for record in caplog.records)
 
 
+def test_closing_without_time_is_not_another_flush(monkeypatch):
+    """Who has waited in vain for a flush does not wait for a second one when it closes."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "25")
+        sink = autoexport_sink()
+        sink.emit([kernel_span()])
+        started = time.monotonic()
+
+        sink.close(0)
+
+    assert time.monotonic() - started < 4
+
+
 def test_closing_with_a_collector_that_never_answers_is_bounded(monkeypatch):
     """A collector that accepts and says nothing does not hold the process for the SDK's half a minute."""
     with socket.socket() as silent:

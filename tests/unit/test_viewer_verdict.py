@@ -51,6 +51,21 @@ def test_lock_names_who_released_it():
     assert "critical section" in said
 
 
+def test_waits_that_are_not_all_of_it():
+    """Where only a part of a cause has kernel spans, their number is not told as that of all."""
+    said = words(span("1", "r", lock=80, on_cpu=20), kernel("2", "lock", "1", 10, 40))
+
+    assert "Of the lock time, 30 ms has kernel spans: one wait." in said
+    assert "The lock time was" not in said
+
+
+def test_trace_of_the_agent():
+    """A trace whose root is a kernel span has no breakdown; that is no sign of something being wrong."""
+    said = words(kernel("1", "block_rq", "", 0, 5))
+
+    assert "“block_rq” took 5 ms. Kernel spans have no kernel time breakdown." == said
+
+
 def test_call_that_is_not_most_of_a_cause_is_not_named():
     """Nothing is said of system calls when none accounts for half of the time."""
     waits = [kernel(str(2 + i), "disk", "1", i * 30, i * 30 + 30, syscall=f"call{i}") for i in range(3)]
