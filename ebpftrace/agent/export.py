@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from ebpftrace.agent.snapshot import ExportSnapshot
 from ebpftrace.errors import ConfigError
 from ebpftrace.spans.export import ExporterSink, sdk_disabled
-from ebpftrace.spans.exporters import exporter_names
+from ebpftrace.spans.exporters import exporter_names, find_exporter
 from ebpftrace.spans.otlp.choose import make_exporter
 from ebpftrace.spans.otlp.settings import read_settings
 from ebpftrace.spans.otlp.sink import OtlpSink
@@ -137,19 +137,24 @@ class ExportChoice:
         settings: of the native way; None when it is another.
 
     Raises:
-        ConfigError: an OTEL_* variable is wrong, or the two arguments contradict each other.
+        ConfigError: an OTEL_* variable or the file is wrong, or the two arguments contradict each other.
+        UnsupportedError: a package that the choice needs is not installed.
     """
 
     def __init__(self, *, encoder: Encoder, output: str) -> None:
         if output and encoder == "native":
             raise ConfigError("--output writes what the SDK's path makes: leave out --encoder native")
         self._encoder: Encoder = "sdk" if output else encoder
-        self._output = output
         self.settings: OtlpSettings | None = None
-        if "otlp" in exporter_names() and not sdk_disabled():
+        names = [] if sdk_disabled() else exporter_names()
+        if "otlp" in names:
             settings = read_settings(os.environ)
-            if self._encoder != "sdk" and exporter_names() == ["otlp"]:
+            if self._encoder != "sdk" and names == ["otlp"]:
                 self.settings = settings
+        if self.settings is None:
+            for name in names:
+                find_exporter(name)
+        self._file = FileSpanExporter(output) if output else None
 
     def files(self) -> list[str]:
         """Return the files that the exporter reads."""
@@ -165,7 +170,7 @@ class ExportChoice:
             UnsupportedError: a package that the choice needs is not installed.
         """
         resource = kernel_resource(os.environ.get(_SERVICE_NAME, "").strip() or DEFAULT_SERVICE_NAME)
-        files = [FileSpanExporter(self._output)] if self._output else []
+        files = [self._file] if self._file is not None else []
         sink = make_exporter(os.environ, resource, encoder=self._encoder, more=files)
         if isinstance(sink, OtlpSink):
             return NativeExport(sink)

@@ -226,6 +226,8 @@ def test_privileges_are_given_up(tmp_path, root, collector):
             2,
             "OTEL_EXPORTER_OTLP_ENDPOINT",
         ),
+        (["--config-names", "exec-trace"], {"OTEL_TRACES_EXPORTER": "consol"}, 2, "which is not installed; known here"),
+        (["--config-names", "exec-trace", "--output", "/nowhere/x"], {}, 2, "cannot write spans to /nowhere/x"),
         (["--config-dir", "/nowhere", "--config-names", "x"], {}, 2, "/nowhere"),
     ],
 )
