@@ -18,8 +18,9 @@ def test_nothing_is_lost(tmp_path):
     prepare(tmp_path)
     run = Run(tmp_path, RATE, SECONDS)
 
-    assert run.rate > 0.95 * RATE, "this machine cannot make so many records"
     assert (run.lost, run.read) == (0, run.submitted)
     assert run.received > run.submitted  # the agent's traces of itself, too
     assert run.exit_code == 0
     assert run.peak_mib < MOST_MIB
+    if run.rate < 0.95 * RATE:
+        pytest.skip(f"nothing was lost, but this machine made no more than {run.rate:,.0f} records a second")
