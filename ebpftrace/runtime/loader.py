@@ -149,6 +149,10 @@ class KernelSide:
         """Return each loaded program's bit in a context's mask."""
         return {program.name: program.bit for program in self.programs}
 
+    def shared_map(self, name: str) -> Map:
+        """Return one of the maps that all programs share ("processes")."""
+        return self._core.map(name)
+
     def ties(self) -> Map | None:
         """Return the map that ties sockets to spans; None when the program that looks at it is not loaded."""
         found = (program.object.map(_TIES) for program in self.programs if _TIES in program.object.map_names())
