@@ -26,7 +26,7 @@ C_SOURCES = $(shell find bpf ebpftrace -name '*.[ch]')
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 .PHONY: demo
 demo: $(STAMPS)/demo-$(LISTING) mounts ## Trace a slow request into build/demo/trace.jsonl and show why it was slow
@@ -59,6 +59,21 @@ pytest: $(STAMPS)/test-$(LISTING) mounts backends
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 EBPFTRACE_KERNEL_TESTS=$(EBPFTRACE_KERNEL_TESTS) \
 		$(BIN)/pytest -p no:cacheprovider tests/kernel
 endif
+
+# Which kernels: of the series that are there, `make test-vm KERNELS="6.1 6.12"`; none: all that apt offers
+KERNELS ?=
+MATRIX_KERNELS ?= 5.10 6.1 6.12 6.18 7.3
+VM_OPTIONS ?=
+
+.PHONY: test-vm
+test-vm: $(STAMPS)/test-$(LISTING) ## Run the kernel tests and the demos on stock Debian kernels, in virtual machines
+	@scripts/vm.sh
+	@$(SUDO) $(BIN)/python tests/vm/run.py $(VM_OPTIONS) $(KERNELS); code=$$?; \
+		$(SUDO) chown -R --reference=Makefile build/vm; exit $$code
+
+.PHONY: kernel-matrix
+kernel-matrix: $(STAMPS)/test-$(LISTING) ## The same on more kernels, and write docs/reference/kernels.md
+	$(MAKE) test-vm VM_OPTIONS="--page docs/reference/kernels.md $(VM_OPTIONS)" KERNELS="$(MATRIX_KERNELS)"
 
 .PHONY: unit
 unit: $(STAMPS)/test-$(LISTING) ## Run the quick tests only: no kernel, no packaging

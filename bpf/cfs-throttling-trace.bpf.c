@@ -109,7 +109,7 @@ static __always_inline void released(struct cfs_rq *queue, __u32 type, __u64 sta
 
 static __always_inline void learn_functions(void)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct task_group *group = BPF_CORE_READ(task, se.cfs_rq, tg);
 
 	if (!group)

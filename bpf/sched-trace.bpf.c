@@ -249,6 +249,9 @@ int BPF_PROG(sched_waking, struct task_struct *task)
 	struct task_struct *waker;
 	struct syscall call;
 
+	/* from 5.11 on; before, nobody is told to have woken anyone */
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf))
+		return 0;
 	if (!ebt_thread_find(task, &thread))
 		return 0;
 	line = ebt_thread_line(task, &thread);

@@ -90,8 +90,8 @@ struct cfs_rq {
 /*
  * How long what is in a queue could not run, because its group or one above had
  * no quota: added up when it can again.  By the clock of the CPU from 6.6 on
- * (677ea015f231), before that by one that leaves interrupts out, and that was
- * called by another name until 5.19 (64eaf50731ac).
+ *, before that by one that leaves interrupts out, and that was
+ * called by another name until 5.19.
  */
 struct cfs_rq___self {
 	__u64 throttled_clock_self_time;
