@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,10 @@ import urllib.request
 from pathlib import Path
 
 import machine
+from otlp_servers import HttpCollector, running
 
 COMMAND = Path(sys.executable).with_name("ebpftrace")
+PROGRAMS = Path(__file__).parent.parent / "data/programs"
 
 
 class Agent:
@@ -131,6 +134,23 @@ def agent(tmp_path, *args, **settings):
     finally:
         running.end()
     assert machine.remaining(ids) == []
+
+
+def build(stem, folder):
+    """Compile a program of tests/data/programs into a folder, its description beside it; return the description."""
+    command = [COMMAND, "build", PROGRAMS / f"{stem}.bpf.c", "-o", folder / f"{stem}.bpf.o", "--werror"]
+    subprocess.run(command, check=True, capture_output=True)
+    return Path(shutil.copy(PROGRAMS / f"{stem}.yaml", folder))
+
+
+@contextlib.contextmanager
+def traced(tmp_path, description, encoder):
+    """An agent that runs a program within the block, and the spans of the program after it."""
+    spans = []
+    with running(HttpCollector()) as collector:
+        with agent(tmp_path, description, "--encoder", encoder, endpoint=collector.url) as daemon:
+            yield daemon, spans
+        spans += of(plain(collector), description.stem)
 
 
 def refused(*args, env=None):

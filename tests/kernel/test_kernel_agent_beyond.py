@@ -9,15 +9,12 @@ import grp
 import os
 import pwd
 import re
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import machine
 import pytest
-from agents import COMMAND, agent, of, plain
-from otlp_servers import HttpCollector, running
+from agents import build, traced
 
 DATA = Path(__file__).parent.parent / "data/programs"
 FIRST = 0x42000000
@@ -29,11 +26,7 @@ ROOT_USER, ROOT_GROUP = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The program, compiled once, with its description beside it."""
-    folder = tmp_path_factory.mktemp("beyond")
-    command = [COMMAND, "build", DATA / "beyond.bpf.c", "-o", folder / "beyond.bpf.o", "--werror"]
-    subprocess.run(command, check=True, capture_output=True)
-    shutil.copy(DATA / "beyond.yaml", folder)
-    return folder / "beyond.yaml"
+    return build("beyond", tmp_path_factory.mktemp("beyond"))
 
 
 def call(kind, *numbers):
@@ -41,16 +34,6 @@ def call(kind, *numbers):
     for number in numbers:
         with contextlib.suppress(ProcessLookupError):
             os.getpgid(FIRST + 256 * kind + number)
-
-
-@contextlib.contextmanager
-def traced(tmp_path, built, encoder):
-    """An agent that runs the program within the block, and the spans of the program after it."""
-    spans = []
-    with running(HttpCollector()) as collector:
-        with agent(tmp_path, built, "--encoder", encoder, endpoint=collector.url) as daemon:
-            yield daemon, spans
-        spans += of(plain(collector), "beyond")
 
 
 def collect(tmp_path, built, encoder, kind, *numbers):

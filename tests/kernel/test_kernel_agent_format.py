@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import machine
 import pytest
-from agents import COMMAND, Agent, agent, of, plain, refused
+from agents import Agent, agent, build, plain, refused, traced
 from otlp_servers import HttpCollector, running
 
 from ebpftrace.agent.cgroup_tree import find_root
@@ -29,11 +28,7 @@ HALF = "{:016x}"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The program, compiled once, with its description beside it."""
-    folder = tmp_path_factory.mktemp("foreign")
-    command = [COMMAND, "build", DATA / "foreign.bpf.c", "-o", folder / "foreign.bpf.o", "--werror"]
-    subprocess.run(command, check=True, capture_output=True)
-    shutil.copy(DATA / "foreign.yaml", folder)
-    return folder / "foreign.yaml"
+    return build("foreign", tmp_path_factory.mktemp("foreign"))
 
 
 def call(kind, *numbers):
@@ -41,16 +36,6 @@ def call(kind, *numbers):
     for number in numbers:
         with contextlib.suppress(ProcessLookupError):
             os.getpgid(FIRST + 256 * kind + number)
-
-
-@contextlib.contextmanager
-def traced(tmp_path, built, encoder):
-    """An agent that runs the program within the block, and the spans of the program after it."""
-    spans = []
-    with running(HttpCollector()) as collector:
-        with agent(tmp_path, built, "--encoder", encoder, endpoint=collector.url) as daemon:
-            yield daemon, spans
-        spans += of(plain(collector), "foreign")
 
 
 def collect(tmp_path, built, encoder, kind, *numbers):
