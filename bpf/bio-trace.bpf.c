@@ -231,6 +231,17 @@ static __always_inline __u32 device_number(__u32 major, __u32 minor)
 	return (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12;
 }
 
+static __always_inline __u32 device(struct request *rq)
+{
+	struct request___disk *old = (void *)rq;
+
+	if (bpf_core_field_exists(rq->q->disk))
+		return device_number(rq->q->disk->major, rq->q->disk->first_minor);
+	if (bpf_core_field_exists(old->rq_disk))
+		return device_number(old->rq_disk->major, old->rq_disk->first_minor);
+	return 0;
+}
+
 /* Bios may have been merged into the request until now. */
 static __always_inline void describe(struct in_flight *request, struct request *rq)
 {
@@ -246,8 +257,7 @@ static __always_inline void describe(struct in_flight *request, struct request *
 	record->meta = FLAG(flags, __REQ_META);
 	record->fua = FLAG(flags, __REQ_FUA);
 	record->readahead = FLAG(flags, __REQ_RAHEAD);
-	if (bpf_core_field_exists(rq->q->disk))
-		record->device = device_number(rq->q->disk->major, rq->q->disk->first_minor);
+	record->device = device(rq);
 }
 
 static __always_inline void emit(struct in_flight *request, __u32 type, __u64 start, __u64 end)
@@ -398,6 +408,15 @@ int block_io_start(__u64 *ctx)
 	return 0;
 }
 
+static __always_inline struct request_queue *queue_of(struct bio *bio)
+{
+	struct bio___disk *old = (void *)bio;
+
+	if (bpf_core_field_exists(bio->bi_bdev))
+		return BPF_CORE_READ(bio, bi_bdev, bd_disk, queue);
+	return BPF_CORE_READ(old, bi_disk, queue);
+}
+
 /* Fires there too, a little earlier, on all kernels, but does not say which request it is. */
 SEC("tp_btf/block_getrq")
 int block_getrq(__u64 *ctx)
@@ -406,7 +425,7 @@ int block_getrq(__u64 *ctx)
 
 	if (has_block_io_start)
 		return 0;
-	begin((__u64)bio, bio, bio->bi_opf, BPF_CORE_READ(bio, bi_bdev, bd_disk, queue));
+	begin((__u64)bio, bio, bio->bi_opf, queue_of(bio));
 	return 0;
 }
 

@@ -252,7 +252,7 @@ def _try_program(program: ShippedProgram, kernel: Btf) -> tuple[str, str]:
     except EbpftraceError as error:
         return str(error), ""
     if not hooks:
-        return "; ".join(missing.values()), ""
+        return "; ".join(dict.fromkeys(missing.values())), ""
     return "", hooks + "".join(f"; without {hook}: {reason}" for hook, reason in missing.items())
 
 

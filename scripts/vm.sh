@@ -14,6 +14,9 @@ missing_packages() {
 	command -v xz >/dev/null || echo xz-utils
 	command -v losetup >/dev/null || echo mount
 	command -v ip >/dev/null || echo iproute2
+	# for tests/bpfcc; the headers of the kernels are unpacked for the guests only
+	[ -e /usr/lib/python3/dist-packages/bcc/__init__.py ] || echo python3-bpfcc
+	command -v opensnoop-bpfcc >/dev/null || [ -x /usr/sbin/opensnoop-bpfcc ] || echo bpfcc-tools
 }
 
 mapfile -t packages < <(missing_packages)

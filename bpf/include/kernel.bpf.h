@@ -251,6 +251,16 @@ struct bio {
 	struct bio_vec *bi_io_vec;
 };
 
+/* A bio names its disk by bi_bdev since 5.12 (309dca309fc3). */
+struct bio___disk {
+	struct gendisk *bi_disk;
+};
+
+/* A request names its disk by itself until 5.17 (f3fa33acca9f). */
+struct request___disk {
+	struct gendisk *rq_disk;
+};
+
 struct request {
 	struct request_queue *q;
 	unsigned int cmd_flags;

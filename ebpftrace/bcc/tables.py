@@ -139,12 +139,16 @@ def table_names(bpf: Any) -> list[str]:
 
 
 def _tables_of_module(bpf: Any) -> Iterator[str]:
+    # to the library, `module` is an address: only BCC's own object has one that it may follow
+    own: Any = getattr(sys.modules.get("bcc"), "BPF", ())
+    if not isinstance(bpf, own):
+        return
     try:
         from bcc.libbcc import lib  # type: ignore[import-not-found]
 
         count = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(("bpf_num_tables", lib))
         name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)(("bpf_table_name", lib))
-    except (ImportError, AttributeError):  # not BCC's own object, or another release of it
+    except (ImportError, AttributeError):  # another release of it
         return
     for index in range(count(bpf.module)):
         yield _text(name(bpf.module, index))

@@ -382,6 +382,27 @@ int ebt_probe_tracing(const char *function, enum bpf_attach_type type)
 	return error;
 }
 
+int ebt_probe_helper(int helper)
+{
+	/* What it is called with is wrong for any helper: the verifier looks at that when it knows the helper, EACCES. */
+	const struct bpf_insn call[] = {
+		{ .code = BPF_JMP | BPF_CALL, .imm = helper },
+		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = 0 },
+		{ .code = BPF_JMP | BPF_EXIT },
+	};
+	LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = BPF_TRACE_RAW_TP);
+	int id = libbpf_find_vmlinux_btf_id("sched_switch", BPF_TRACE_RAW_TP);
+	int fd;
+
+	if (id < 0)
+		return id;
+	options.attach_btf_id = (unsigned int)id;
+	fd = bpf_prog_load(BPF_PROG_TYPE_TRACING, "ebt_probe", "GPL", call, 3, &options);
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0 || errno == EACCES ? 0 : -errno;
+}
+
 int ebt_run_once(int prog_fd)
 {
 	LIBBPF_OPTS(bpf_test_run_opts, options);

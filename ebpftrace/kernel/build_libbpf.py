@@ -116,6 +116,7 @@ void ebt_reader_free(struct ebt_reader *reader);
 void ebt_name_thread(const char *name);
 void ebt_link_forget(struct bpf_link *link);
 int ebt_probe_tracing(const char *function, enum bpf_attach_type type);
+int ebt_probe_helper(int helper);
 int ebt_run_once(int prog_fd);
 int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size, unsigned int value_size,
                    unsigned int max_entries, unsigned int flags);

@@ -24,6 +24,8 @@ from ebpftrace.kernel.maps import Map
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_SK_STORAGE = 24  # enum bpf_map_type
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -197,6 +199,10 @@ class BpfObject:
         """Return the names of the ring buffers."""
         ring = int(lib.BPF_MAP_TYPE_RINGBUF)
         return [_text(lib.bpf_map__name(each)) for each in self._each_map() if lib.bpf_map__type(each) == ring]
+
+    def keeps_in_sockets(self) -> bool:
+        """Has it a map whose values belong to sockets?"""
+        return any(lib.bpf_map__type(each) == _SK_STORAGE for each in self._each_map())
 
     def attachable(self) -> list[Program]:
         """Return the functions that are loaded and name their own hooks."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ebpftrace.kernel.btf import Btf
     from ebpftrace.kernel.object import BpfObject, Program
 
+_SK_STORAGE_GET = 107  # enum bpf_func_id
 _STANDS_IN_FOR = "__without_"
 _TRAMPOLINES = {"fentry": lib.BPF_TRACE_FENTRY, "fexit": lib.BPF_TRACE_FEXIT}
 
@@ -33,10 +34,11 @@ def choose_functions(obj: BpfObject, kernel: Btf, *, extras: bool = True) -> dic
     Returns:
         Why a function's hook was left out, by the hook ("tp_btf/block_rq_insert"); extras are not among them.
     """
+    lacking = lacks(obj)
     missing = {}
     knobs = obj.btf.variables(".rodata")
     for function in obj.programs():
-        reason = why_not(function, kernel, extras=extras)
+        reason = lacking or why_not(function, kernel, extras=extras)
         if function.optional:
             obj.set_autoload(function.name, autoload=not reason)
             name = function.name.partition(_STANDS_IN_FOR)[0]
@@ -46,6 +48,16 @@ def choose_functions(obj: BpfObject, kernel: Btf, *, extras: bool = True) -> dic
             obj.set_autoload(function.name, autoload=False)
             missing[function.section] = reason
     return missing
+
+
+def lacks(obj: BpfObject) -> str:
+    """Return what this kernel does not give to BTF tracepoints though all of the object needs it; "" when nothing."""
+    if not obj.keeps_in_sockets():
+        return ""
+    code = lib.ebt_probe_helper(_SK_STORAGE_GET)
+    take_log()
+    # 8e4597c627fb ("bpf: Allow using bpf_sk_storage in FENTRY/FEXIT/RAW_TP"), 5.11
+    return "this kernel has no storage in sockets for tracing (bpf_sk_storage_get)" if code == -errno.EINVAL else ""
 
 
 def why_not(function: Program, kernel: Btf, *, extras: bool = True) -> str:

@@ -193,6 +193,6 @@ def _choose(obj: BpfObject, kernel: Btf, *, extras: bool) -> None:
     """
     missing = choose_functions(obj, kernel, extras=extras)
     if len(missing) == sum(not function.optional for function in obj.programs()):
-        raise UnsupportedError(f"the program {obj.name!r}", "; ".join(missing.values()))
+        raise UnsupportedError(f"the program {obj.name!r}", "; ".join(dict.fromkeys(missing.values())))
     for hook, reason in missing.items():
         logger.warning("the program %r does without %s: %s", obj.name, hook, reason)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import machine
@@ -33,6 +34,26 @@ def bpf():
     if reason:
         pytest.skip(f"this machine loads no BPF programs ({reason}); {_FORCE}=1 makes this a failure")
     machine.adopt_orphans()
+
+
+@functools.cache
+def _unsupported(program):
+    """What this kernel lacks that a program cannot do without; "" when it is not that."""
+    from ebpftrace.kernel.object import BpfObject
+    from ebpftrace.programs import find
+    from ebpftrace.programs.choose import lacks
+
+    with BpfObject(program, find(program).object_bytes()) as obj:
+        return lacks(obj)
+
+
+@pytest.fixture(autouse=True)
+def program(request, bpf):
+    """Skip the tests of a program that this kernel cannot have, by `@pytest.mark.program(NAME)`."""
+    for mark in request.node.iter_markers("program"):
+        reason = _unsupported(*mark.args)
+        if reason:
+            pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 
+import pytest
 from harness import run
 from test_kernel_refusals import attempt, unharmed
+
+from ebpftrace.kernel._native import lib
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -66,3 +70,27 @@ def test_missing_tracepoint():
     assert 1 == len(outcome.log)
     assert "does without tp_btf/sched_wakin?" in outcome.log[0]
     assert {"sched_switch", "sched_wakeup", "sleep"} <= {span["name"] for span in outcome.value["spans"]}
+
+
+def without_helper():
+    """Start `sock` where tracing may not call the helper for values in sockets: one that no kernel has in its place."""
+    from ebpftrace.programs import choose
+
+    choose._SK_STORAGE_GET = 1 << 20
+    return attempt({"programs": ["sock"]})
+
+
+def test_missing_helper():
+    """A program that cannot do without a helper is refused as a whole, with what the kernel lacks, said once."""
+    outcome = run(without_helper)
+
+    assert not outcome.value["active"]
+    assert outcome.value["reason"].count("this kernel has no storage in sockets for tracing") == 1
+    assert unharmed(outcome)
+
+
+@pytest.mark.program("sock")
+def test_helper():
+    """The helper is found where the kernel has it."""
+    assert 0 == lib.ebt_probe_helper(107)
+    assert -errno.EINVAL == lib.ebt_probe_helper(1 << 20)

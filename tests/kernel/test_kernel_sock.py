@@ -11,6 +11,8 @@ import pytest
 from harness import App, below, kernel, named, run
 from sockets import NETWORK, Peer, answer, blackhole, found, names, narrow, states
 
+pytestmark = pytest.mark.program("sock")
+
 MS = 1_000_000
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 

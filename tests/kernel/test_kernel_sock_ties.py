@@ -12,6 +12,8 @@ import pytest
 from harness import App, below, kernel, named, run
 from sockets import Peer, answer, command, found, names
 
+pytestmark = pytest.mark.program("sock")
+
 
 def kinds():
     """Sockets of asyncio, http.client and ssl; and a plain descriptor."""

@@ -16,6 +16,8 @@ from harness import run
 from sockets import Peer, answer
 from variants import Variant, why_no_fentry
 
+pytestmark = pytest.mark.program("sock")
+
 REPLACED = ("sk_data_ready", "sock_send_length", "sock_recv_length")
 """Tracepoints of newer kernels that functions stand in for."""
 

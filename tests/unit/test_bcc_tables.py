@@ -8,7 +8,7 @@ import pytest
 from bcc_support import Bpf, Event, Kept
 
 import ebpftrace.bcc
-from ebpftrace.bcc.tables import claim, find_buffer, only_buffer, release, require_bpf
+from ebpftrace.bcc.tables import claim, find_buffer, only_buffer, release, require_bpf, table_names
 from ebpftrace.errors import ConfigError, UnsupportedError
 
 
@@ -95,3 +95,22 @@ def test_closed():
 
     with pytest.raises(ebpftrace.bcc.ClosedError, match="this BPF object is closed"):
         ebpftrace.bcc.spans(bpf, "events")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_tables_of_the_library(monkeypatch, own):
+    """Only BCC's own object is followed into its library: of another one, `module` is no address."""
+    asked = []
+
+    class Library(types.ModuleType):
+        def __getattr__(self, name):
+            asked.append(name)
+            raise AttributeError(name)
+
+    bcc = types.ModuleType("bcc")
+    bcc.BPF = type("BPF", (Bpf,), {})
+    monkeypatch.setitem(sys.modules, "bcc", bcc)
+    monkeypatch.setitem(sys.modules, "bcc.libbcc", Library("bcc.libbcc"))
+
+    assert ["events"] == table_names(bcc.BPF() if own else Bpf())
+    assert own == ("lib" in asked)

@@ -24,6 +24,10 @@ class FakeObject:
         """Its functions."""
         return [Program("reading__without_better", "tp_btf/worse", optional=True)]
 
+    def keeps_in_sockets(self):
+        """It needs no helper that a kernel may lack."""
+        return False
+
     def set_autoload(self, name, *, autoload):
         """Keep what was chosen."""
         self.chosen[name] = autoload

@@ -22,6 +22,13 @@ linux-image-6.9.7-amd64 - Linux 6.9 for 64-bit PCs
 """
 
 
+ARCHIVES = """\
+echo 'Other|Debian|http://other/'
+echo 'Debian|Debian|http://mirror/debian/'
+echo 'Debian|Debian|http://second/debian/'
+echo 'Debian|Debian-Security|http://mirror/security/'"""
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Put a shell script in the place of a command."""
@@ -67,13 +74,27 @@ def test_other_suites(command, tmp_path, monkeypatch):
     """A series that this machine's archives lack comes from lists of our own; no list of the machine is touched."""
     monkeypatch.setattr(apt, "KEYRING", tmp_path)
     command("apt-cache", 'case "$*" in *sourcelist*) echo "linux-image-5.10.0-46-cloud-amd64 - x";; esac')
-    command("apt-get", f'echo "$*" >>{tmp_path}/asked')
+    command("apt-get", f'case $1 in indextargets) {ARCHIVES} ;; *) echo "$*" >>{tmp_path}/asked ;; esac')
     [kernel] = apt.choose(["5.10"], tmp_path / "own")
 
     assert "5.10.0-46-cloud-amd64" == kernel.release
     assert f"Dir::State::lists={tmp_path}/own/lists" in kernel.options
     assert f"Dir::State::lists={tmp_path}/own/lists" in (tmp_path / "asked").read_text()
-    assert "bullseye" in (tmp_path / "own/sources.list").read_text()
+    assert [
+        f"deb [signed-by={tmp_path}] http://mirror/security/ bullseye-security main",
+        f"deb [signed-by={tmp_path}] http://mirror/debian/ trixie-backports main",
+    ] == (tmp_path / "own/sources.list").read_text().splitlines()
+
+
+def test_no_mirror(command, tmp_path, monkeypatch):
+    """Without a source of one of Debian's archives there is no other suite of it: the error says which to add."""
+    monkeypatch.setattr(apt, "KEYRING", tmp_path)
+    command("apt-cache", "exit 0")
+    command("apt-get", "echo 'Debian|Debian|http://mirror/debian/'; echo 'Other|Debian-Security|http://other/'")
+    with pytest.raises(VmError, match="this machine's apt has no source of Debian-Security") as caught:
+        apt.choose(["5.10"], tmp_path / "own")
+
+    assert "add it to the sources of apt" in str(caught.value)
 
 
 @pytest.mark.parametrize("series", ["6", "6.x", "linux-6.1", "6.1.0", ""])
@@ -142,3 +163,14 @@ def test_divided_package(command, tmp_path):
     files = apt.download(apt.Kernel("7.3", "7.3.4-amd64"), tmp_path)
 
     assert ["linux-image", "linux-binary", "linux-modules"] == [file.name.rpartition("-7.3.4")[0] for file in files]
+
+
+def test_headers(command, tmp_path):
+    """The headers are a package of the kernel's and one that flavours share; what builds modules is left."""
+    command("apt-get", 'for name; do :; done; touch "${name}_1_amd64.deb"')
+    command("dpkg-deb", "echo 'linux-headers-6.1.0-56-common (= 6.1), linux-kbuild-6.1 (>= 6.1), gcc-12'")
+    files = apt.download_headers(apt.Kernel("6.1", "6.1.0-56-cloud-amd64"), tmp_path)
+
+    assert ["linux-headers-6.1.0-56-cloud-amd64", "linux-headers-6.1.0-56-common"] == [
+        file.name.partition("_")[0] for file in files
+    ]

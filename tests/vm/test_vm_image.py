@@ -7,6 +7,7 @@ import gzip
 import lzma
 import struct
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from vmtest import apt, image
@@ -76,50 +77,72 @@ def test_modules_are_plain(tmp_path, suffix):
     assert ("overlay.ko", ELF) == image._plain_module(path)
 
 
-def package(directory, release):
-    """A Debian package with a kernel in it."""
-    root = directory / "root"
-    (root / "DEBIAN").mkdir(parents=True)
+def deb(directory, name):
+    """A Debian package of what is in `directory/name`."""
+    root = directory / name
+    (root / "DEBIAN").mkdir()
     (root / "DEBIAN/control").write_text(
-        f"Package: linux-image-{release}\nVersion: 1\nArchitecture: amd64\nMaintainer: x <x@y>\nDescription: x\n"
+        f"Package: {name}\nVersion: 1\nArchitecture: amd64\nMaintainer: x <x@y>\nDescription: x\n"
     )
-    (root / "boot").mkdir()
+    file = directory / f"{name}.deb"
+    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", root, file], check=True, stdout=subprocess.DEVNULL)
+    return file
+
+
+def kernel_package(directory, release):
+    """A package with a kernel in it."""
+    root = directory / "kernel"
+    (root / "boot").mkdir(parents=True)
     (root / f"boot/vmlinuz-{release}").write_bytes(boot_image(gzip.compress(ELF)))
     modules = root / f"lib/modules/{release}"
     modules.mkdir(parents=True)
     names = [name.replace("_", "-") for name in image.MODULES]
     (modules / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in names))
     (modules / "modules.order").write_text("")
-    file = directory / "kernel.deb"
-    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", root, file], check=True, stdout=subprocess.DEVNULL)
-    return file
+    return deb(directory, "kernel")
 
 
-def test_prepare(tmp_path, monkeypatch):
-    """A package is fetched and unpacked once; the second time nothing is asked for."""
-    kernel, asked = apt.Kernel("9.9", "9.9.0-1-cloud-amd64"), []
-    file = package(tmp_path, kernel.release)
-    monkeypatch.setattr(apt, "download", lambda *args: asked.append(args) or [file])
-    first = image.prepare(kernel, tmp_path / "cache")
-    second = image.prepare(kernel, tmp_path / "cache")
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """An archive that has the packages of one kernel; `asked` for each time that they were fetched."""
+    release, asked = "9.9.0-1-cloud-amd64", []
+    kernel = kernel_package(tmp_path, release)
+    headers = tmp_path / f"headers/usr/src/linux-headers-{release}"
+    headers.mkdir(parents=True)
+    (headers / "Makefile").write_text("include common\n")
+    headers = deb(tmp_path, "headers")
+    monkeypatch.setattr(apt, "download", lambda *_: asked.append("kernel") or [kernel])
+    monkeypatch.setattr(apt, "download_headers", lambda *_: asked.append("headers") or [headers])
+    return SimpleNamespace(kernel=apt.Kernel("9.9", release), asked=asked)
+
+
+def test_prepare(archive, tmp_path):
+    """Packages are fetched and unpacked once; the second time nothing is asked for."""
+    first = image.prepare(archive.kernel, tmp_path / "cache")
+    second = image.prepare(archive.kernel, tmp_path / "cache")
 
     assert first == second
-    assert 1 == len(asked)
+    assert ["kernel", "headers"] == archive.asked
     assert ELF == first.vmlinux.read_bytes()
     assert b"exec $bb switch_root" in first.initramfs.read_bytes()
+    assert (first.headers / f"usr/src/linux-headers-{archive.kernel.release}/Makefile").exists()
 
 
-def test_prepare_interrupted(tmp_path, monkeypatch):
-    """What an interrupted run left is done again."""
-    kernel = apt.Kernel("9.9", "9.9.0-1-cloud-amd64")
-    file = package(tmp_path, kernel.release)
-    monkeypatch.setattr(apt, "download", lambda *_: [file])
-    (tmp_path / "cache" / kernel.release).mkdir(parents=True)
-    (tmp_path / "cache" / kernel.release / "rest").touch()
-    prepared = image.prepare(kernel, tmp_path / "cache")
+def test_prepare_interrupted(archive, tmp_path, monkeypatch):
+    """A run that is interrupted while it unpacks leaves nothing that the next one would take for a kernel."""
+    extract = image.extract
 
-    assert ELF == prepared.vmlinux.read_bytes()
-    assert not (prepared.directory / "rest").exists()
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image, "extract", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        image.prepare(archive.kernel, tmp_path / "cache")
+    left = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    monkeypatch.setattr(image, "extract", extract)
+
+    assert ["lock"] == left
+    assert ELF == image.prepare(archive.kernel, tmp_path / "cache").vmlinux.read_bytes()
 
 
 def test_no_tool():

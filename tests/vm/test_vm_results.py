@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
-from vmtest import cli, image, matrix, results, selection, vm
+from vmtest import cli, guest, image, matrix, results, selection, vm
 from vmtest.errors import VmError
 
-KERNEL_TESTS = Path(__file__).parents[1] / "kernel"
+TESTS = Path(__file__).parents[1]
 
 JUNIT = """\
 <testsuites><testsuite>
@@ -130,6 +130,47 @@ def test_page(directory):
     assert "- 6.1: sched: `test_kernel_breakdown.py::test_a`: one CPU only" in page
 
 
+def test_page_of_a_refused_program(directory):
+    """A program that a kernel cannot have has the reason in place of its hooks, once, and that is no problem."""
+    facts = {"error": "", "log": "", "hooks": {"tp_btf/a": "no storage", "tp_btf/b": "no storage"}, "extras": []}
+    (directory / "programs.json").write_text(json.dumps({"sock": {"with extras": facts, "without": facts}}))
+    (directory / "demos.json").write_text(json.dumps({"sock": {"code": 0, "tail": "", "skipped": "no storage"}}))
+    result = results.read("5.10", "5.10.0-1", directory)
+    result.tests = []
+
+    assert [] == result.problems()
+    assert "| 5.10 | sock | 0 | — | all: no storage | — | — | — | — |" in matrix.page([result])
+
+
+def test_page_of_bcc(directory):
+    """Each test with BCC has a row, each kernel a column."""
+    one, other = (results.read(series, series, directory) for series in ("6.1", "6.12"))
+    one.tests.append(results.Test("test_bcc", "test_tcplife", "passed"))
+    one.tests.append(results.Test("test_bcc", "test_header", "passed"))
+    other.tests.append(results.Test("test_bcc", "test_tcplife", "skipped", "BCC's own"))
+    page = matrix.page([one, other])
+
+    assert "| test | 6.1 | 6.12 |" in page
+    assert "| `test_bcc.py::test_tcplife` | passed | skipped |" in page
+    assert "| `test_bcc.py::test_header` | passed | — |" in page
+    assert "- 6.12: BCC: `test_bcc.py::test_tcplife`: BCC's own" in page
+
+
+@pytest.mark.parametrize(
+    ("hooks", "reason"),
+    [
+        ({"tp_btf/a": "no storage", "tp_btf/b": "no storage", "fentry/f": ""}, "no storage"),
+        ({"tp_btf/a": "no tracepoint a", "tp_btf/b": "", "fentry/f": ""}, ""),
+    ],
+)
+def test_refused_demo(tmp_path, hooks, reason):
+    """In the guest, the demo of a program that has none of its hooks is left out; extras do not count."""
+    facts = {"error": "", "log": "", "hooks": hooks, "extras": ["fentry/f"]}
+    (tmp_path / "programs.json").write_text(json.dumps({"sock": {"with extras": facts, "without": facts}}))
+
+    assert reason == guest.refused(tmp_path, "sock")
+
+
 def test_table_escapes():
     """A bar or a line end in a cell does not break the table."""
     assert "| a\\|b c |" in matrix.table(["x"], [["a|b\nc"]])
@@ -143,7 +184,7 @@ def run_kernel(tmp_path, monkeypatch, directory):
     """Returns a function that runs one kernel whose guest writes `lines`, then ends by `end()`."""
     monkeypatch.setattr(cli, "BUILD", tmp_path / "build")
 
-    def run(end, lines=()):
+    def run(end, lines=(), timeout=1500):
         def guest(kernel, command, place, *, timeout_s, tell):
             for line in lines:
                 tell(line)
@@ -152,7 +193,9 @@ def run_kernel(tmp_path, monkeypatch, directory):
             return end()
 
         monkeypatch.setattr(vm, "run", guest)
-        return cli.run_kernel(image.Image("6.1", "6.1.0-56", tmp_path, tmp_path), cli.parse([]))
+        return cli.run_kernel(
+            image.Image("6.1", "6.1.0-56", tmp_path, tmp_path), cli.parse(["--timeout", str(timeout)])
+        )
 
     return run
 
@@ -168,6 +211,53 @@ def test_panic_in_a_test(run_kernel):
     assert "Kernel panic" in found.error
     assert "while this ran: tests/kernel/test_kernel_sock.py::test_congestion" in found.error
     assert 4 == len(found.tests)
+
+
+def no_boot():
+    raise VmError("kernel 6.1: it did not boot within 120 s", tail="stuck", again=True)
+
+
+def test_boot_that_fails_once(run_kernel, capsys):
+    """A guest that does not boot is started once more, and both are told; what the second does counts."""
+    ends = iter([no_boot, lambda: 0])
+
+    def end():
+        return next(ends)()
+
+    found = run_kernel(end)
+
+    assert "" == found.error
+    assert 4 == len(found.tests)
+    assert "vm: once more, for: kernel 6.1: it did not boot within 120 s" in capsys.readouterr().out
+
+
+def test_boot_that_fails_twice(run_kernel):
+    """A guest that does not boot the second time either is a problem."""
+    tries = []
+
+    def end():
+        tries.append(1)
+        no_boot()
+
+    found = run_kernel(end)
+
+    assert 2 == len(tries)
+    assert "it did not boot" in found.error
+
+
+@pytest.mark.parametrize("timeout", [1500, 60])
+def test_no_second_time(run_kernel, timeout):
+    """There is no second time for tests that took too long, and none when no time is left for a boot."""
+    tries = []
+
+    def end():
+        tries.append(1)
+        raise VmError("kernel 6.1: it ended", again=timeout == 60)
+
+    found = run_kernel(end, timeout=timeout)
+
+    assert 1 == len(tries)
+    assert "it ended" in found.error
 
 
 def test_broken_guest(run_kernel):
@@ -238,7 +328,7 @@ def test_kernels_by_make():
 @pytest.mark.parametrize("group", selection.GROUPS, ids=lambda group: group.module)
 def test_selected_tests_exist(group):
     """Each test that is named is there under that name."""
-    tree = ast.parse((KERNEL_TESTS / f"{group.module}.py").read_text())
+    tree = ast.parse((TESTS / group.directory / f"{group.module}.py").read_text())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
     assert set(group.tests) <= functions

@@ -72,6 +72,7 @@ def test_panic(boot):
 
     assert "kernel 9.9 (9.9.0-1): the guest ended before its command did" in str(caught.value)
     assert "  | Kernel panic - not syncing: because" in str(caught.value).splitlines()
+    assert caught.value.again
 
 
 def test_panic_with_a_trace(boot):
@@ -94,16 +95,19 @@ def test_last_words(boot):
 def test_hang(boot):
     """A command that does not end is killed when the time is over."""
     started = time.monotonic()
-    with pytest.raises(VmError, match=r"kernel 9\.9 .*: its command did not end within 1 s"):
+    with pytest.raises(VmError, match=r"kernel 9\.9 .*: its command did not end within 1 s") as caught:
         boot("echo up; exec sleep 60", timeout_s=1.0)
 
     assert time.monotonic() - started < 5
+    assert not caught.value.again
 
 
 def test_no_boot(boot):
     """A kernel that says nothing is given up long before the time for its tests is over."""
-    with pytest.raises(VmError, match="it did not boot within 1 s"):
+    with pytest.raises(VmError, match="it did not boot within 1 s") as caught:
         boot("echo 'stuck in early boot' >$console; exec sleep 60", timeout_s=60.0, boot_s=1.0)
+
+    assert caught.value.again
 
 
 def test_emulator_fails(boot):

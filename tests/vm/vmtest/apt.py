@@ -2,7 +2,7 @@
 """Kernels that the archives offer, and fetching their packages. Nothing is installed and no source list is changed.
 
 What this machine is configured for comes first. A series that it does not offer is looked for in Debian's older and
-newer suites, by package lists of our own in a directory of our own.
+newer suites, on the same mirrors, by package lists of our own in a directory of our own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from vmtest.errors import VmError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-SUITES = ("debian-security bullseye-security", "debian trixie-backports")
-_MIRROR = "http://deb.debian.org"
+SUITES = (("Debian-Security", "bullseye-security"), ("Debian", "trixie-backports"))
+"""Of which archive, by the label in its Release file, and which."""
 _NAME = re.compile(r"linux-image-(?P<release>(?P<series>\d+\.\d+)\.\d\S*?-(?:(?P<cloud>cloud)-)?amd64)$")
 _SERIES = re.compile(r"\d+\.\d+")
 
@@ -105,12 +105,42 @@ def choose(wanted, directory):
     return [found[series] for series in (dict.fromkeys(wanted) or found)]
 
 
+def mirrors():
+    """Where this machine's apt finds Debian's archives: addresses by label; the first of each.
+
+    Raises:
+        VmError: there is no apt here.
+    """
+    words = ["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"]
+    done = _run(["apt-get", *words])
+    if done.returncode:
+        raise VmError("apt-get cannot tell this machine's archives", tail=done.stderr)
+    found = {}
+    for line in done.stdout.splitlines():
+        origin, label, address = line.split("|", 2)
+        if origin == "Debian":
+            found.setdefault(label, address)
+    return found
+
+
+def _sources():
+    """The source list of `SUITES`."""
+    known = mirrors()
+    missing = sorted({label for label, _ in SUITES} - known.keys())
+    if missing:
+        raise VmError(
+            f"this machine's apt has no source of {' and of '.join(missing)}, where kernels of other suites are",
+            hint="add it to the sources of apt, then: sudo apt-get update",
+        )
+    return "".join(f"deb [signed-by={KEYRING}] {known[label]} {suite} main\n" for label, suite in SUITES)
+
+
 def _own_lists(directory):
     """Options of apt for lists of `SUITES` in a directory of ours, which are brought up to date."""
     for part in ("lists/partial", "cache/archives/partial"):
         (directory / part).mkdir(parents=True, exist_ok=True)
     sources = directory / "sources.list"
-    sources.write_text("".join(f"deb [signed-by={KEYRING}] {_MIRROR}/{suite} main\n" for suite in SUITES))
+    sources.write_text(_sources())
     settings = {
         "Dir::Etc::sourcelist": sources,
         "Dir::Etc::sourceparts": "/dev/null",
@@ -135,9 +165,24 @@ def download(kernel, directory):
     Raises:
         VmError: it cannot be had.
     """
-    first = _download(kernel, kernel.package, directory)
+    # divided in newer releases
+    return _download_with(kernel, kernel.package, rf"linux-[a-z-]+-{re.escape(kernel.release)}", directory)
+
+
+def download_headers(kernel, directory):
+    """Fetch the packages with a kernel's headers into `directory`; returns the files.
+
+    Raises:
+        VmError: they cannot be had.
+    """
+    return _download_with(kernel, f"linux-headers-{kernel.release}", r"linux-headers-\S+-common", directory)
+
+
+def _download_with(kernel, package, others, directory):
+    """Fetch a package, and those that it depends on whose names match `others`."""
+    first = _download(kernel, package, directory)
     depends = _run(["dpkg-deb", "--field", first, "Depends"]).stdout
-    parts = re.findall(rf"\b(linux-[a-z-]+-{re.escape(kernel.release)})(?= |,|$)", depends)  # in newer releases
+    parts = re.findall(rf"\b({others})(?= |,|$)", depends)
     return [first, *(_download(kernel, name, directory) for name in dict.fromkeys(parts))]
 
 

@@ -76,7 +76,7 @@ def run_kernel(booted, args):
     log = Log(booted.series, directory / "output.log")
     error = ""
     try:
-        code = vm.run(booted, shlex.join(words), directory, timeout_s=args.timeout, tell=log.add)
+        code = run_guest(booted, shlex.join(words), directory, args.timeout, log)
         if code:
             error = f"kernel {booted.series}: the run in the guest ended with {code}\n{log.tail()}"
     except VmError as caught:
@@ -90,6 +90,26 @@ def run_kernel(booted, args):
     found.error, found.seconds = error, time.monotonic() - started
     results.keep(found, directory)
     return found
+
+
+def run_guest(booted, command, directory, timeout_s, log):
+    """Run a command in a guest, once more when that did not boot or ended by itself; returns its exit code.
+
+    Raises:
+        VmError: the last one's.
+    """
+    started = time.monotonic()
+    try:
+        return vm.run(booted, command, directory, timeout_s=timeout_s, tell=log.add)
+    except VmError as error:
+        left = timeout_s - (time.monotonic() - started)
+        if not error.again or left < vm.BOOT_S:
+            raise
+        log.add(f"vm: once more, for: {error}")
+    console = directory / "console.log"
+    if console.exists():
+        console.rename(directory / "console.first.log")
+    return vm.run(booted, command, directory, timeout_s=left, tell=log.add)
 
 
 class Log:

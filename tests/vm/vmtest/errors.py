@@ -13,11 +13,12 @@ class VmError(Exception):
         what: went wrong, and with which kernel.
         tail: last lines of whatever was running.
         hint: how to mend it.
+        again: may it go well the next time, because it was the emulation's fault?
     """
 
-    def __init__(self, what, *, tail="", hint=""):
+    def __init__(self, what, *, tail="", hint="", again=False):
         super().__init__(what)
-        self.what, self.tail, self.hint = what, tail, hint
+        self.what, self.tail, self.hint, self.again = what, tail, hint, again
 
     def __str__(self):
         parts = [self.what]

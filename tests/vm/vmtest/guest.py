@@ -67,12 +67,13 @@ def _load(program, kernel, *, extras):
     """What a program is here: hooks by section: "" for one that is attached, else why it is not."""
     from ebpftrace.errors import EbpftraceError
     from ebpftrace.kernel.object import BpfObject
-    from ebpftrace.programs.choose import choose_functions, kernel_knobs, why_not
+    from ebpftrace.programs.choose import choose_functions, kernel_knobs, lacks, why_not
     from ebpftrace.programs.knobs import set_numbers
 
     with BpfObject(program.name, program.object_bytes()) as obj:
         functions = obj.programs()
-        hooks = {each.section: why_not(each, kernel, extras=extras) for each in functions}
+        lacking = lacks(obj)
+        hooks = {each.section: lacking or why_not(each, kernel, extras=extras) for each in functions}
         optional = [each.section for each in functions if each.optional]
         choose_functions(obj, kernel, extras=extras)
         set_numbers(obj, kernel_knobs(kernel), known_only=True)
@@ -97,6 +98,7 @@ def tests(directory, arguments):
     environment = {
         **os.environ,
         "EBPFTRACE_KERNEL_TESTS": "1",
+        "EBPFTRACE_BCC_TESTS": "1",
         "EBPFTRACE_TEST_FORK": "1",
         "EBPFTRACE_TEST_PATIENCE": str(PATIENCE),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
@@ -121,10 +123,23 @@ def tests(directory, arguments):
         raise SystemExit(f"pytest ended with {code}: {' '.join(arguments)}")
 
 
+def refused(directory, name):
+    """Why a program can have none of its hooks here, as the step before has found out; "" when it has some."""
+    facts = json.loads((directory / "programs.json").read_text()).get(name, {}).get("with extras")
+    if not facts:
+        return ""
+    reasons = [reason for hook, reason in facts["hooks"].items() if hook not in facts["extras"]]
+    return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
+
+
 def demos(directory, names):
     """Run each to its end, as a user would."""
     found = {}
     for name in names:
+        reason = refused(directory, name)
+        if reason:
+            found[name] = {"code": 0, "tries": 0, "tail": "", "skipped": reason}
+            continue
         for attempt in range(1, DEMO_TRIES + 1):
             done = _ebpftrace("demo", name, "--output", f"/tmp/{name}.jsonl", cwd="/")
             found[name] = {"code": done.returncode, "tries": attempt, "tail": tail(done.stdout + done.stderr)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import lzma
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -51,6 +50,11 @@ class Image:
         """The kernel."""
         return self.directory / "vmlinux"
 
+    @property
+    def headers(self):
+        """The packages with its headers, unpacked."""
+        return self.directory.with_name(f"{self.release}.headers")
+
 
 def prepare(kernel, cache):
     """Have a kernel ready in `cache`; what is there already is taken as it is.
@@ -60,16 +64,26 @@ def prepare(kernel, cache):
     """
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
-        directory = (cache / kernel.release).resolve()
-        if not (directory / "vmlinux").exists():
-            with tempfile.TemporaryDirectory(dir=cache) as scratch:
-                unpacked = Path(scratch) / "unpacked"
-                _unpack(kernel, apt.download(kernel, scratch), unpacked)
-                shutil.rmtree(directory, ignore_errors=True)
-                unpacked.rename(directory)
+        directory = _unpacked(cache, kernel.release, lambda scratch, place: _unpack(kernel, scratch, place))
+        _unpacked(
+            cache,
+            f"{kernel.release}.headers",
+            lambda scratch, place: _extract_packages(apt.download_headers(kernel, scratch), place),
+        )
         initramfs = cache / f"{kernel.release}.initramfs"
         initramfs.write_bytes(make_initramfs(kernel.release, directory))
     return Image(kernel.series, kernel.release, directory, initramfs)
+
+
+def _unpacked(cache, name, unpack):
+    """A directory of the cache, which `unpack(scratch, directory)` fills when it is not there: as a whole or not."""
+    directory = (cache / name).resolve()
+    if not directory.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            place = Path(scratch) / "unpacked"
+            unpack(scratch, place)
+            place.rename(directory)
+    return directory
 
 
 @contextlib.contextmanager
@@ -79,9 +93,14 @@ def _locked(path):
         yield
 
 
-def _unpack(kernel, packages, directory):
+def _extract_packages(packages, directory):
     for package in packages:
         run(["dpkg-deb", "--extract", package, directory])
+
+
+def _unpack(kernel, scratch, directory):
+    packages = apt.download(kernel, scratch)
+    _extract_packages(packages, directory)
     if not (directory / "lib/modules").is_dir() and (directory / "usr/lib/modules").is_dir():
         (directory / "lib").symlink_to("usr/lib")  # newer packages
     places = (directory / f"boot/vmlinuz-{kernel.release}", directory / f"lib/modules/{kernel.release}/vmlinuz")
@@ -89,9 +108,7 @@ def _unpack(kernel, packages, directory):
     if compressed is None:
         raise VmError(f"kernel {kernel.series}: no vmlinuz in {', '.join(each.name for each in packages)}")
     run(["depmod", "--basedir", directory, kernel.release])
-    scratch = directory / "vmlinux.part"
-    scratch.write_bytes(extract(compressed.read_bytes(), compressed.name))
-    scratch.rename(directory / "vmlinux")  # the last step: a directory without it is begun anew
+    (directory / "vmlinux").write_bytes(extract(compressed.read_bytes(), compressed.name))
 
 
 def extract(data, name):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The first process of the guest: puts the host's root together, with a writable layer in memory over it, and runs one
 # script there.  From the kernel's command line: vm.share= a directory that the host reads afterwards, vm.modules= the
-# unpacked kernel package.
+# unpacked kernel package, vm.headers= those of its headers.
 bb=/bin/busybox
 
 fail() {
@@ -21,6 +21,7 @@ for word in $($bb cat /proc/cmdline); do
 	case $word in
 	vm.share=*) share=${word#*=} ;;
 	vm.modules=*) modules=${word#*=} ;;
+	vm.headers=*) headers=${word#*=} ;;
 	esac
 done
 
@@ -47,7 +48,17 @@ $bb mount -t tracefs tracefs sys/kernel/tracing
 $bb mount -t bpf -o mode=700 bpf sys/fs/bpf
 $bb mount -t cgroup2 cgroup2 sys/fs/cgroup
 echo "+cpu +memory +io +pids" >sys/fs/cgroup/cgroup.subtree_control # as systemd would
-$bb ln -sfn "$modules/lib/modules/$($bb uname -r)" "usr/lib/modules/$($bb uname -r)"
+# modules and headers where they are looked for, though nothing of them is installed
+release=$($bb uname -r)
+$bb mkdir -p usr/src "usr/lib/modules/$release"
+for place in "$modules/lib/modules" "$headers/lib/modules" "$headers/usr/lib/modules"; do
+	for file in "/host$place/$release"/*; do
+		$bb ln -sfn "$place/$release/${file##*/}" "usr/lib/modules/$release/${file##*/}"
+	done
+done
+for file in "/host$headers/usr/src"/*; do
+	$bb ln -sfn "$headers/usr/src/${file##*/}" "usr/src/${file##*/}"
+done
 $bb hostname vm
 $bb ip link set lo up
 cd /

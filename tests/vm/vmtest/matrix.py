@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+from vmtest import selection
+
 _HEAD = """\
 # Kernels
 
-What runs on which kernel: the kernel tests and the demos, each in a virtual machine that boots Debian's own kernel
-package. This page is written by `make kernel-matrix`, from what these runs reported; nothing in it is written by hand.
-[CONTRIBUTING.md](../../CONTRIBUTING.md) says how to make it again. The tests are those of `tests/kernel` that another
-kernel can make come out differently; the others run on the kernel of whoever works on ebpftrace, and are not counted.
+What runs on which kernel: the kernel tests, those with BCC and the demos, each in a virtual machine that boots Debian's
+own kernel package. This page is written by `make kernel-matrix`, from what these runs reported; nothing in it is
+written by hand. [CONTRIBUTING.md](../../CONTRIBUTING.md) says how to make it again. The tests are those of
+`tests/kernel` that another kernel can make come out differently, and those of `tests/bpfcc`; the others run on the
+kernel of whoever works on ebpftrace, and are not counted.
 
 """
 _WITH, _WITHOUT = "with extras", "without"
+_OUTCOMES = ("passed", "failed", "skipped")
 _YES, _NO, _OFF = "yes", "no", "—"
 
 
@@ -22,6 +26,7 @@ def page(results):
     names = sorted({name for result in results for name in result.programs})
     parts = [_HEAD, _kernels(results), _programs(results, names)]
     parts += [_hooks(results, name) for name in names]
+    parts.append(_bcc(results))
     parts.append(_troubles(results))
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
@@ -42,7 +47,7 @@ def _kernels(results):
     head = ["kernel", "release", "tests passed", "failed", "skipped", *features]
     rows = []
     for result in results:
-        counts = [result.count(outcome) for outcome in ("passed", "failed", "skipped")]
+        counts = [result.count(outcome) for outcome in _OUTCOMES]
         seen = _features(result)
         rows.append([result.series, f"`{result.release}`", *counts, *(seen.get(name, "?") for name in features)])
     return "## What is there\n\n" + table(head, rows)
@@ -72,14 +77,21 @@ def _programs(results, names):
             extras = [hook for hook in chosen if hook in facts["extras"]]
             missing = [hook for hook, reason in facts["hooks"].items() if reason and hook not in facts["extras"]]
             state = f"{len(chosen) - len(extras)}" if not facts["error"] else "not loaded"
+            lacks = "" if chosen else "all: " + "; ".join(dict.fromkeys(facts["hooks"].values()))
             demo = result.demos.get(name)
-            counts = [result.count(outcome, name) or _OFF for outcome in ("passed", "failed", "skipped")]
+            counts = [result.count(outcome, name) or _OFF for outcome in _OUTCOMES]
             rows.append([
-                result.series, name, state, len(extras) or _OFF, ", ".join(f"`{hook}`" for hook in missing) or _OFF,
-                *counts, _OFF if demo is None else "passed" if not demo["code"] else f"exit code {demo['code']}",
+                result.series, name, state, len(extras) or _OFF,
+                lacks or ", ".join(f"`{hook}`" for hook in missing) or _OFF, *counts, _demo(demo),
             ])  # fmt: skip
     head = ["kernel", "program", "hooks", "extras", "hooks it has not", "tests passed", "failed", "skipped", "demo"]
     return "## Programs\n\n" + table(head, rows)
+
+
+def _demo(demo):
+    if demo is None or demo.get("skipped"):
+        return _OFF
+    return f"exit code {demo['code']}" if demo["code"] else "passed"
 
 
 def _hooks(results, name):
@@ -100,6 +112,22 @@ def _hooks(results, name):
         rows.append(row)
     text = f"### {name}\n\n" + table(["hook", *(result.series for result in shown)], rows)
     return text + "".join(f"\n{number}. {reason}" for reason, number in reasons.items()) + ("\n" if reasons else "")
+
+
+def _bcc(results):
+    """Each test with BCC against kernels."""
+    found = {}
+    for result in results:
+        for test in result.tests:
+            if test.about == selection.BCC:
+                found.setdefault(f"`{test.module}.py::{test.name}`", {})[result.series] = test.outcome
+    text = "## BCC\n\n"
+    if not found:
+        return text + "No tests with BCC were run.\n"
+    text += "Debian's tools as they are and programs with our header, compiled with the headers of each kernel.\n\n"
+    kernels = [result.series for result in results]
+    rows = [[name, *(outcomes.get(series, _OFF) for series in kernels)] for name, outcomes in found.items()]
+    return text + table(["test", *kernels], rows)
 
 
 def _troubles(results):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel tests run in a virtual machine, and what each of them is about.
+"""Which tests run in a virtual machine, and what each of them is about.
 
 Without hardware virtualisation everything takes 20 to 40 times as long there, so what runs is what another kernel can
 make come out differently: hooks, layouts, what tracepoints say. What only depends on our own Python and C (forks,
@@ -9,6 +9,10 @@ shutdown, agents under load) and what measures time closely runs on this machine
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[2]
+BCC = "BCC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +20,20 @@ class Group:
     """Tests of one module.
 
     Args:
-        about: a program's name, or "library".
-        module: of tests/kernel.
+        about: a program's name, "library" or "BCC".
+        module: of tests.
         tests: functions, with all their parameters; none: the whole module.
+        directory: that the module is in.
     """
 
     about: str
     module: str
     tests: tuple[str, ...] = ()
+    directory: str = "kernel"
 
     def arguments(self):
         """What pytest is given."""
-        path = f"tests/kernel/{self.module}.py"
+        path = f"tests/{self.directory}/{self.module}.py"
         return [f"{path}::{name}" for name in self.tests] or [path]
 
 
@@ -84,6 +90,8 @@ GROUPS = (
     ),
     Group("sock", "test_kernel_sock_ties", ("test_released", "test_limit", "test_cookie")),
     Group("sock", "test_kernel_variants_sock"),
+    # all of them: BCC needs the headers of the kernel that runs, which are there in a virtual machine
+    *(Group(BCC, path.stem, directory="bpfcc") for path in sorted((TESTS / "bpfcc").glob("test_*.py"))),
 )
 
 DEMOS = {"sock": "sock", "sched": "sched", "cfs-throttling": "cfs-throttling"}

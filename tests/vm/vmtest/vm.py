@@ -26,10 +26,11 @@ DISK_MIB = 1024
 """Of /dev/vda, which is empty and takes no more room than what is written to it."""
 
 _LOOK_S = 0.5
+_NO_BOOT = "it did not boot"
 
 # One thread and one CPU: with more, the emulator races with a kernel that patches its own code, which is what attaching
 # to functions is.  No five-level page tables: they are only slower.
-_EMULATED = ("-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,la57=off")
+_EMULATED = ("-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,la57=off", "-icount", "shift=3,sleep=on")
 _NATIVE = ("-accel", "kvm", "-cpu", "host")
 _COMMAND_LINE = (
     "console=ttyS0 panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=60 mitigations=off nokaslr "
@@ -111,11 +112,11 @@ def run(image, command, directory, *, timeout_s, boot_s=BOOT_S, memory_mib=MEMOR
         last = tail_of(console) or tail_of(scratch / "qemu.log")
     name = f"kernel {image.series} ({image.release})"
     if over:
-        raise VmError(f"{name}: {over}", tail=last)
+        raise VmError(f"{name}: {over}", tail=last, again=over.startswith(_NO_BOOT))
     try:
         return int(code.read_text())
     except (OSError, ValueError):
-        raise VmError(f"{name}: the guest ended before its command did", tail=last) from None
+        raise VmError(f"{name}: the guest ended before its command did", tail=last, again=True) from None
 
 
 def _quoted(text):
@@ -123,7 +124,7 @@ def _quoted(text):
 
 
 def _arguments(image, sockets, console, directory, memory_mib):
-    line = f"{_COMMAND_LINE} vm.share={directory} vm.modules={image.directory}"
+    line = f"{_COMMAND_LINE} vm.share={directory} vm.modules={image.directory} vm.headers={image.headers}"
     arguments = [QEMU, "-M", "pc,memory-backend=memory", *(_NATIVE if has_kvm() else _EMULATED), "-smp", "1"]
     arguments += ["-m", str(memory_mib), "-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"]
     arguments += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
@@ -160,7 +161,7 @@ def _follow(process, started, boot_s, timeout_s, tell):
             limit = timeout_s if lines.any else min(boot_s, timeout_s)
             left = started + limit - time.monotonic()
             if left <= 0:
-                return f"{'its command did not end' if lines.any else 'it did not boot'} within {limit:.0f} s"
+                return f"{'its command did not end' if lines.any else _NO_BOOT} within {limit:.0f} s"
             if STOP.is_set():
                 return "it was stopped"
             if not selector.select(min(left, _LOOK_S)):
