@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from ebpftrace.bcc import compat
 from ebpftrace.errors import UnsupportedError
 
 _MAPS = {"EBT_PROCESSES_FD": "processes"}
@@ -12,6 +13,8 @@ _MAPS = {"EBT_PROCESSES_FD": "processes"}
 
 def cflags(*, context: bool = True) -> list[str]:
     """Return the `cflags` for `BPF(text=..., cflags=...)`: where our header is, and the running session's maps.
+
+    Also what an older BCC lacks to compile with a newer kernel's headers at all.
 
     The program refers to the maps themselves from when it is loaded; one that is to see the contexts of a later
     session has to be loaded again.
@@ -23,7 +26,7 @@ def cflags(*, context: bool = True) -> list[str]:
         UnsupportedError: with `context`, no session runs in this process.
     """
     include = files("ebpftrace.programs").joinpath("include", "ebpftrace_bcc.h")
-    flags = [f"-I{str(include).removesuffix('/ebpftrace_bcc.h')}"]
+    flags = [f"-I{str(include).removesuffix('/ebpftrace_bcc.h')}", *compat.flags()]
     return [*flags, *_session_maps()] if context else flags
 
 

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ebpftrace.bcc import compat
+from ebpftrace.bcc.header import cflags
 from ebpftrace.bcc.layouts import describe, layouts_of
 from ebpftrace.bcc.output import Output, Stamp
 from ebpftrace.bcc.reader import BccReader, Program
@@ -55,6 +58,10 @@ class Taps:
         self._restore: list[Callable[[], None]] = []
         self._hook(bcc.table.PerfEventArray, "open_perf_buffer", self._perf)
         self._hook(bcc.table.RingBuf, "open_ring_buffer", self._ring)
+        self._more_flags = cflags(context=False) if compat.flags() else []
+        if self._more_flags:
+            self._signature = inspect.signature(bcc.BPF.__init__)
+            self._hook(bcc.BPF, "__init__", self._compile)
         for name in _POLLS:
             if hasattr(bcc.BPF, name):
                 self._hook(bcc.BPF, name, self._poll)
@@ -68,6 +75,11 @@ class Taps:
 
         setattr(owner, name, hooked)
         self._restore.append(lambda: setattr(owner, name, original))
+
+    def _compile(self, original: Any, bpf: Any, *args: Any, **kwargs: Any) -> None:
+        given = self._signature.bind(bpf, *args, **kwargs)
+        given.arguments["cflags"] = [*given.arguments.get("cflags", ()), *self._more_flags]
+        original(*given.args, **given.kwargs)
 
     def _perf(
         self, original: Any, table: Any, callback: Any, page_cnt: int = _PERF_PAGES, lost_cb: Any = None, **more: Any

@@ -325,7 +325,7 @@ def test_kernels_by_make():
 # --- the selection ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", selection.GROUPS, ids=lambda group: group.module)
+@pytest.mark.parametrize("group", [*selection.GROUPS, *selection.QUICK], ids=lambda group: group.module)
 def test_selected_tests_exist(group):
     """Each test that is named is there under that name."""
     tree = ast.parse((TESTS / group.directory / f"{group.module}.py").read_text())
@@ -333,3 +333,17 @@ def test_selected_tests_exist(group):
 
     assert set(group.tests) <= functions
     assert any(name.startswith("test_") for name in functions)
+
+
+def test_all_of_bcc():
+    """Each module of tests with BCC is in the selection by itself."""
+    modules = {path.stem for path in (TESTS / "bpfcc").glob("test_*.py")}
+
+    assert modules
+    assert modules == {group.module for group in selection.GROUPS if group.about == selection.BCC}
+
+
+def test_quick():
+    """The quick selection has a test of each program, and of BCC."""
+    assert {group.about for group in selection.GROUPS} == {group.about for group in selection.QUICK}
+    assert len(selection.arguments(quick=True)) < len(selection.arguments()) / 3

@@ -134,6 +134,17 @@ def test_stopped(boot, monkeypatch):
     timer.join()
 
 
+@pytest.mark.parametrize("kvm", [True, False])
+def test_clock(monkeypatch, tmp_path, kvm):
+    """An emulated guest has a clock that does not depend on how busy this machine is; a native one has its own."""
+    monkeypatch.setattr(vm, "has_kvm", lambda: kvm)
+    kernel = image.Image("9.9", "9.9.0-1", tmp_path, tmp_path / "initramfs")
+    arguments = vm._arguments(kernel, {}, tmp_path, tmp_path, 512)
+
+    assert kvm == ("-icount" not in arguments)
+    assert ("kvm" in arguments) == kvm
+
+
 @pytest.mark.parametrize("missing", [vm.QEMU, "busybox", "depmod"])
 def test_missing_tool(monkeypatch, missing):
     """What is missing is told by its package, and what installs it."""

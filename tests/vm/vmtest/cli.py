@@ -30,6 +30,7 @@ def parse(arguments):
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once (%(default)s)")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="of a kernel, in seconds (%(default)s)")
     parser.add_argument("--tests", help="what pytest is given, in place of the selection; '' for none")
+    parser.add_argument("--quick", action="store_true", help="one or two tests of each program, and no demos")
     parser.add_argument("--no-demos", action="store_true")
     parser.add_argument("--collect", action="store_true", help="run nothing: the matrix of all results that there are")
     args = parser.parse_args(arguments)
@@ -70,8 +71,8 @@ def run_kernel(booted, args):
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     words = [sys.executable, str(GUEST), str(directory), "--tests"]
-    words += selection.arguments() if args.tests is None else shlex.split(args.tests)
-    words += ["--demos", *([] if args.no_demos else selection.DEMOS)]
+    words += selection.arguments(quick=args.quick) if args.tests is None else shlex.split(args.tests)
+    words += ["--demos", *([] if args.no_demos or args.quick else selection.DEMOS)]
     started = time.monotonic()
     log = Log(booted.series, directory / "output.log")
     error = ""

@@ -98,9 +98,21 @@ DEMOS = {"sock": "sock", "sched": "sched", "cfs-throttling": "cfs-throttling"}
 """Demos, and the program that each is about."""
 
 
-def arguments():
-    """What pytest is given, for all."""
-    return [argument for group in GROUPS for argument in group.arguments()]
+QUICK = (
+    Group("library", "test_kernel_capabilities", ("test_missing_tracepoint",)),
+    Group("sched", "test_kernel_breakdown", ("test_cause",)),
+    Group("exec", "test_kernel_exec", ("test_tree",)),
+    Group("bio", "test_kernel_bio", ("test_direct",)),
+    Group("cfs-throttling", "test_kernel_variants_cfs", ("test_same_periods",)),
+    Group("sock", "test_kernel_sock", ("test_refused", "test_udp")),
+    Group(BCC, "test_bcc", ("test_header",), directory="bpfcc"),
+)
+"""One or two tests of each program, for whoever cannot wait; that all of them load and attach is looked at anyway."""
+
+
+def arguments(*, quick=False):
+    """What pytest is given, for all or for the quick ones."""
+    return [argument for group in (QUICK if quick else GROUPS) for argument in group.arguments()]
 
 
 def about(module):
