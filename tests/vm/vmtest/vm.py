@@ -30,8 +30,8 @@ _NO_BOOT = "it did not boot"
 
 # One thread and one CPU: with more, the emulator races with a kernel that patches its own code, which is what attaching
 # to functions is.  No five-level page tables: they are only slower.
-# The guest's clock counts instructions, of 8 ns each: how busy this machine is does not show in there, so what tests say
-# of times holds, and their own limits are not reached earlier. Who sleeps in there sleeps as long out here.
+# The guest's clock counts instructions, of 8 ns each: how busy this machine is does not show in there, so what tests
+# say of times holds, and their own limits are not reached earlier.  Who sleeps in there sleeps as long out here.
 _CLOCK = ("-icount", "shift=3,sleep=on")
 _EMULATED = ("-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,la57=off", *_CLOCK)
 _NATIVE = ("-accel", "kvm", "-cpu", "host")
