@@ -22,9 +22,9 @@ from ebpftrace.agent.export import Export, ExportChoice
 from ebpftrace.agent.fleet import Fleet
 from ebpftrace.agent.health import judge
 from ebpftrace.agent.landlock import endpoint_ports, restrict
-from ebpftrace.agent.loader import Source
 from ebpftrace.agent.logs import fields
 from ebpftrace.agent.metrics import MetricsServer
+from ebpftrace.agent.program import Source
 from ebpftrace.agent.sdnotify import Notifier
 from ebpftrace.agent.snapshot import AgentSnapshot, ProgramSnapshot, ReaderSnapshot
 from ebpftrace.agent.startup import SelfTrace

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ebpftrace.agent.ledger import Ledger
-from ebpftrace.agent.loader import Loader, Source
+from ebpftrace.agent.loader import Loader
 from ebpftrace.errors import EbpftraceError, UnsupportedError
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.programs.core import Core
@@ -16,7 +16,7 @@ from ebpftrace.programs.core import Core
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ebpftrace.agent.loader import AgentProgram
+    from ebpftrace.agent.program import AgentProgram, Source
     from ebpftrace.agent.snapshot import CgroupMapSnapshot, ProgramSnapshot
     from ebpftrace.agent.startup import SelfTrace
     from ebpftrace.config.layout import RecordLayout
@@ -185,7 +185,7 @@ class Fleet:
             return False
         try:
             with trace.step(f"describe {source.stem}"):
-                config, layouts = self._loader.describe(source, program.object)
+                config, layouts = program.describe(source)
         except EbpftraceError as error:
             self._fail(source, error, "goes on as it was")
             return True

@@ -12,7 +12,7 @@ from ebpftrace.agent.snapshot import CgroupMapSnapshot, FunctionSnapshot, Progra
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ebpftrace.agent.loader import AgentProgram, Hook
+    from ebpftrace.agent.program import AgentProgram, Hook
     from ebpftrace.errors import EbpftraceError
 
 _CGROUP_COUNTERS = ("added", "removed", "failed", "walks")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from ebpftrace.errors import BpfError, ConfigError
@@ -11,7 +12,10 @@ from ebpftrace.errors import BpfError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ebpftrace.config import ProgramConfig
     from ebpftrace.kernel.object import BpfObject
+
+Knobs = dict[str, bool | int | list[str]]
 
 COMM_BYTES = 15
 """What the kernel keeps of a task's name: TASK_COMM_LEN without the NUL."""
@@ -73,3 +77,28 @@ def fill_lists(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]]) 
                 target.update(key.ljust(target.key_size, b"\0"), b"\1".ljust(target.value_size, b"\0"))
             except BpfError as error:
                 raise ConfigError(f"{name}: {entry!r} cannot be added: {error}") from error
+
+
+def effective_knobs(config: ProgramConfig, overrides: Sequence[tuple[str, str]], stem: str) -> Knobs:
+    """Return the knobs of a file, with those of the command line over them.
+
+    Raises:
+        ConfigError: a value on the command line is not of the kind that the file has.
+    """
+    knobs: Knobs = dict(config.knobs)
+    for name, text in overrides:
+        knobs[name] = _parse_knob(text, f"--set {stem}.{name}={text}", example=knobs.get(name))
+    return knobs
+
+
+def _parse_knob(text: str, where: str, *, example: bool | int | list[str] | None) -> bool | int | list[str]:
+    if isinstance(example, list):
+        return [word.strip() for word in text.split(",") if word.strip()]
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text, 0)
+    except ValueError:
+        if example is None and re.fullmatch(r"[\w./,+-]+", text):
+            return [word for word in text.split(",") if word]
+        raise ConfigError(f"{where}: give a whole number, true or false") from None

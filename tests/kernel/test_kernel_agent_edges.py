@@ -355,7 +355,7 @@ def test_rings_and_functions_in_metrics(tmp_path, programs):
 def test_metrics_during_reloads(tmp_path, programs):
     """Metrics asked for while objects are replaced are whole: each series once, no counter goes back, no error."""
     from ebpftrace.agent.fleet import Fleet
-    from ebpftrace.agent.loader import Source
+    from ebpftrace.agent.program import Source
     from ebpftrace.agent.startup import SelfTrace
     from ebpftrace.config.files import find
     from ebpftrace.spans.pipeline import SdkPipeline

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a program, as far as it needs no kernel: addresses of symbols, knobs of the command line."""
+"""What a program is given before it is loaded: addresses of symbols, knobs of the command line."""
 
 from __future__ import annotations
 
 import pytest
 
-from ebpftrace.agent import loader
 from ebpftrace.config.model import ProgramConfig
 from ebpftrace.errors import ConfigError, UnsupportedError
+from ebpftrace.programs import addresses
+from ebpftrace.programs.knobs import effective_knobs
 
 
 @pytest.fixture
 def kallsyms(tmp_path, monkeypatch):
     """A file in place of /proc/kallsyms."""
     path = tmp_path / "kallsyms"
-    monkeypatch.setattr(loader, "_KALLSYMS", path)
+    monkeypatch.setattr(addresses, "_KALLSYMS", path)
     return path
 
 
@@ -22,13 +23,13 @@ def test_addresses(kallsyms):
     """The first of several symbols of a name counts; a module's name behind it does not matter."""
     kallsyms.write_text("ffff01 T one\nffff02 t two\t[module]\nffff03 t one\n")
 
-    assert {"one": 0xFFFF01, "two": 0xFFFF02} == loader.kernel_addresses(["one", "two"])
+    assert {"one": 0xFFFF01, "two": 0xFFFF02} == addresses.kernel_addresses(["one", "two"])
 
 
 def test_no_addresses_wanted(kallsyms):
     """Without symbols the file is not asked for."""
     assert not kallsyms.exists()
-    assert {} == loader.kernel_addresses([])
+    assert {} == addresses.kernel_addresses([])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_no_addresses(kallsyms, text, error, words):
         kallsyms.write_text(text)
 
     with pytest.raises(error, match=words):
-        loader.kernel_addresses(["one"])
+        addresses.kernel_addresses(["one"])
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_no_addresses(kallsyms, text, error, words):
 )
 def test_knob(given, expected):
     """A knob that the file does not have is a number, a truth value, or a list of names."""
-    assert {"knob": expected} == loader.effective_knobs(ProgramConfig(), [("knob", given)], "some-trace")
+    assert {"knob": expected} == effective_knobs(ProgramConfig(), [("knob", given)], "some-trace")
 
 
 @pytest.mark.parametrize(("there", "given"), [(5, "five"), (False, "no"), (None, "a b")])
@@ -63,4 +64,4 @@ def test_wrong_knob(there, given):
     config = ProgramConfig(knobs={} if there is None else {"knob": there})
 
     with pytest.raises(ConfigError, match=f"--set some-trace.knob={given}"):
-        loader.effective_knobs(config, [("knob", given)], "some-trace")
+        effective_knobs(config, [("knob", given)], "some-trace")
