@@ -45,6 +45,9 @@
  */
 BPF_PERCPU_ARRAY(ebt_drops, u64, 1);
 
+/* Have BCC know `struct name`, so that a YAML file can refer to its fields by their names. */
+#define EBT_RECORD(name) BPF_ARRAY(ebt_record_##name, struct name, 1)
+
 /* A fresh id: never zero, never a kernel pointer. */
 static __always_inline __u64 ebt_random_id(void)
 {

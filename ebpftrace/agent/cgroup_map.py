@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import re
     from pathlib import Path
 
-    from ebpftrace.config.model import CgroupIdMapConfig
+    from ebpftrace.config.model import CgroupIdMapConfig, ProgramConfig
     from ebpftrace.kernel.maps import Map
+    from ebpftrace.programs.knobs import HasMaps
 
 logger = logging.getLogger("ebpftrace.agent")
 
@@ -283,3 +284,16 @@ def _check_sizes(config: CgroupIdMapConfig, target: Map, program: str) -> None:
             f"program {program!r}: cgroup_id_map: map {target.name!r} has keys of {target.key_size} and values of "
             f"{target.value_size} bytes; type {config.type!r} takes keys of {key} and values of {_VALUE_BYTES}"
         )
+
+
+def cgroup_map_of(config: ProgramConfig, loaded: HasMaps, name: str) -> CgroupIdMap | None:
+    """Return what keeps a loaded program's map of cgroup ids filled; None when its file asks for none.
+
+    Args:
+        config: what the file says.
+        loaded: the program.
+        name: what it is called.
+    """
+    if config.cgroup_id_map is None:
+        return None
+    return CgroupIdMap(config.cgroup_id_map, loaded.map(config.cgroup_id_map.name), program=name)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ebpftrace.agent.ledger import Ledger
 from ebpftrace.agent.loader import Loader
 from ebpftrace.errors import EbpftraceError, UnsupportedError
-from ebpftrace.kernel.btf import Btf
 from ebpftrace.programs.core import Core
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Fleet:
         self.programs: list[AgentProgram] = []
         self.failed: dict[str, EbpftraceError] = {}
         self._core: Core | None = None
-        self._loader = Loader(Btf.kernel(), self._get_core, ring_bytes, strict=strict, extras=extras)
+        self._loader = Loader(self._get_core, ring_bytes, strict=strict, extras=extras)
         self._ledger = Ledger()
         self._counting = threading.Lock()  # a counter is in a program or in the ledger, never in both
         self._rings: dict[int, tuple[AgentProgram, str]] = {}
@@ -181,7 +180,7 @@ class Fleet:
     ) -> bool:
         """Only the description has changed: keep what runs. True: that is done, or the description is wrong."""
         old = program.source
-        if (old.data, old.overrides) != (source.data, source.overrides):
+        if not old.same_code(source):
             return False
         try:
             with trace.step(f"describe {source.stem}"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a program's two files to functions attached in the kernel."""
+"""From a program's files to functions attached in the kernel: by libbpf, or where that cannot be, by BCC."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import functools
 import logging
 from typing import TYPE_CHECKING
 
-from ebpftrace.agent.cgroup_map import CgroupIdMap
+from ebpftrace.agent.by_bcc import load_by_bcc
+from ebpftrace.agent.cgroup_map import cgroup_map_of
 from ebpftrace.agent.program import AgentProgram, Hook
 from ebpftrace.config.load import load_document
 from ebpftrace.config.resolve import resolve
 from ebpftrace.errors import EbpftraceError, LoadError, UnsupportedError
+from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs.addresses import kernel_addresses
 from ebpftrace.programs.choose import choose_functions, kernel_knobs
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
     from ebpftrace.agent.startup import SelfTrace
     from ebpftrace.config import ProgramConfig
     from ebpftrace.config.layout import RecordLayout
-    from ebpftrace.kernel.btf import Btf
     from ebpftrace.programs.core import Core
     from ebpftrace.programs.knobs import Knobs
 
 logger = logging.getLogger("ebpftrace.agent")
 
+_INSTEAD = "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, or put a source for BCC beside it, {}.bcc.c"
 _OWN_RING = "events"  # of our header, there whether it is used or not
 
 
@@ -39,17 +41,18 @@ class Loader:
     """Loads programs for one agent.
 
     Args:
-        kernel: the kernel's types.
         core: owner of the shared maps; loaded when the first program with our header needs it.
         ring_bytes: size of the ring buffers of programs with our header; those of others stay as they are.
         strict: a program runs with all of its hooks, or not.
         extras: load functions that only some kernels take, too.
     """
 
-    def __init__(
-        self, kernel: Btf, core: Callable[[], Core], ring_bytes: int, *, strict: bool = False, extras: bool = True
-    ) -> None:
-        self._kernel = kernel
+    def __init__(self, core: Callable[[], Core], ring_bytes: int, *, strict: bool = False, extras: bool = True) -> None:
+        self._no_btf: UnsupportedError | None = None
+        try:
+            self._kernel = Btf.kernel()
+        except UnsupportedError as error:
+            self._no_btf = error
         self._core = core
         self._ring_bytes = ring_bytes
         self._strict = strict
@@ -65,6 +68,12 @@ class Loader:
         with trace.step(
             f"load {source.stem}", **{"ebpftrace.agent.program": source.name, "ebpftrace.agent.file": str(source.yaml)}
         ):
+            reason = self._not_by_libbpf(source)
+            if reason and source.bcc:
+                return load_by_bcc(source, trace, reason)
+            if self._no_btf is not None:
+                needed = f"kernel BTF, which {source.stem}.bpf.o needs,"
+                raise UnsupportedError(needed, self._no_btf.reason, _INSTEAD.format(source.stem))
             with trace.step("open", **{"ebpftrace.agent.object.size": len(source.data)}):
                 obj = _open(source)
             try:
@@ -72,6 +81,12 @@ class Loader:
             except BaseException:
                 obj.close()
                 raise
+
+    def _not_by_libbpf(self, source: Source) -> str:
+        """Why there is no object that libbpf could load here; "" when there is one."""
+        if not source.data:
+            return f"there is no {source.stem}.bpf.o"
+        return f"the kernel has no BTF: {self._no_btf.reason}" if self._no_btf is not None else ""
 
     def _load(self, source: Source, obj: BpfObject, trace: SelfTrace) -> AgentProgram:
         with trace.step("read config"):
@@ -85,7 +100,7 @@ class Loader:
         with trace.step("load"):
             obj.load()
             fill_lists(obj, knobs)
-            cgroups = _cgroup_map(config, obj, source.name)
+            cgroups = cgroup_map_of(config, obj, source.name)
         try:
             with trace.step("attach"):
                 hooks += self._attach(obj, trace)
@@ -178,9 +193,3 @@ def _open(source: Source) -> BpfObject:
     except LoadError as error:
         error.add_note(f"{source.yaml.with_name(source.stem)}.bpf.o: compile it with `ebpftrace build`")
         raise
-
-
-def _cgroup_map(config: ProgramConfig, obj: BpfObject, name: str) -> CgroupIdMap | None:
-    if config.cgroup_id_map is None:
-        return None
-    return CgroupIdMap(config.cgroup_id_map, obj.map(config.cgroup_id_map.name), program=name)

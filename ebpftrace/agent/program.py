@@ -52,14 +52,15 @@ class InKernel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a program's two files hold, and what the command line says of it: when all is equal, it is the same program.
+    """What a program's files hold, and what the command line says of it: when all is equal, it is the same program.
 
     Args:
         stem: of the files.
         yaml: where the description is.
         text: what it says.
-        data: the object file's bytes.
+        data: the object file's bytes; empty when there is none.
         overrides: of its knobs, by `--set`.
+        bcc: the source for BCC; "" when there is none.
     """
 
     stem: str
@@ -67,16 +68,27 @@ class Source:
     text: str
     data: bytes
     overrides: tuple[tuple[str, str], ...] = ()
+    bcc: str = ""
 
     @classmethod
     def read(cls, files: ProgramFiles, overrides: Sequence[tuple[str, str]] = ()) -> Source:
-        """Read both files.
+        """Read the files.
 
         Raises:
             ConfigError: one of them cannot be read.
         """
-        text, data = read_text(files.yaml), read_bytes(files.object)
-        return cls(files.stem, files.yaml, text, data, tuple(overrides))
+        data = read_bytes(files.object) if files.object else b""
+        bcc = read_text(files.bcc) if files.bcc else ""
+        return cls(files.stem, files.yaml, read_text(files.yaml), data, tuple(overrides), bcc)
+
+    @property
+    def bcc_path(self) -> Path:
+        """Where the source for BCC is, if there is one."""
+        return self.yaml.with_name(f"{self.stem}.bcc.c")
+
+    def same_code(self, other: Source) -> bool:
+        """Would the other put the same into the kernel, but for what the descriptions say?"""
+        return (self.data, self.bcc, self.overrides) == (other.data, other.bcc, other.overrides)
 
     @property
     def name(self) -> str:

@@ -11,17 +11,20 @@
 What the records are is said by a YAML file as the agent has them, by a ctypes structure, or by BCC, which knows what
 the program submits. The spans go into the application's TracerProvider, else where the OTEL_* variables say.
 
+`ebpftrace.bcc.load("opens.yaml")` has BCC load a program that is described by a file, and reads it.
 `python3 -m ebpftrace.bcc TOOL` runs one of BCC's tools as it is, and makes spans of what it prints.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebpftrace.bcc.find import load_bcc
-from ebpftrace.bcc.header import cflags
-from ebpftrace.bcc.layouts import describe, layouts_of
+from ebpftrace.bcc.header import cflags, has_session
+from ebpftrace.bcc.layouts import by_name, describe, layouts_of
 from ebpftrace.bcc.output import Output, Stamp
 from ebpftrace.bcc.reader import BccReader, Program
 from ebpftrace.bcc.sources import PollSource, TapSource, ThreadSource
@@ -30,17 +33,17 @@ from ebpftrace.bcc.tables import ClosedError, claim, find_buffer, only_buffer, o
 from ebpftrace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ebpftrace.bcc.layouts import Description
     from ebpftrace.bcc.sources import Source
     from ebpftrace.bcc.structs import Record
     from ebpftrace.bcc.tables import Buffer
+    from ebpftrace.config.layout import RecordLayout
     from ebpftrace.kernel.maps import Map
     from ebpftrace.spans.pipeline import Pipeline
 
-__all__ = ["BccReader", "ClosedError", "SpanHead", "cflags", "load_bcc", "spans"]
+__all__ = ["BccReader", "ClosedError", "SpanHead", "cflags", "load", "load_bcc", "spans"]
 
 PAGES = 64
 """Of each CPU's part of a perf buffer; BCC's own default is 8, which 32 KiB of records fill."""
@@ -96,19 +99,96 @@ def spans(
         number: layouts_of(description, each, program=program or description.program, name=name)
         for number, each in enumerate(found)
     }
-    reading = Program(bpf, [each.name for each in found])
-    claim(bpf, found)
+
+    def source(pipeline: Pipeline, reading: Program) -> Source:
+        if callback is None:
+            return _own_source(found, pipeline, reading, thread=thread, pages=pages)
+        return _tap(found, pipeline, callback, lost_callback, pages)
+
+    return _read(
+        bpf, found, rings, source, output=functools.partial(Output, to, service_name=service_name), stamp=stamp
+    )
+
+
+def load(
+    path: str | Path,
+    *,
+    structs: Record | Iterable[Record] = (),
+    knobs: Mapping[str, bool | int | list[str]] | None = None,
+    stamp: Stamp = "start",
+    thread: bool = True,
+    pages: int = PAGES,
+    to: Any = None,
+    service_name: str = "",
+) -> BccReader:
+    """Have BCC load the program that a YAML file describes, and make spans of its records until the reader is closed.
+
+    The program is `NAME.bcc.c` beside `NAME.yaml`. When `ebpftrace.start()` is on in this process, its functions find
+    the spans that threads run.
+
+    Args:
+        path: of the YAML file.
+        structs: ctypes structures that the file names, where BCC does not know them.
+        knobs: over those of the file.
+        stamp: see `spans`, as for all that follow.
+        thread: read in a thread of our own.
+        pages: of each CPU's part of a perf buffer.
+        to: an SDK TracerProvider, or a sink.
+        service_name: of the spans.
+
+    Returns:
+        The reader; its `bpf` is the `bcc.BPF`. Closing it unloads the program.
+
+    Raises:
+        ConfigError: a file is missing, does not compile, or does not fit the other.
+        UnsupportedError: there is no BCC, no headers of this kernel, or no exporter is installed.
+        BpfError: the kernel refuses the program.
+    """
+    from ebpftrace.bcc.program import BccProgram, description_of, read_source
+
+    _check(stamp, pages)
+    document, source = read_source(Path(path), knobs or {})
+    given = by_name(structs)
+    program = BccProgram(source, context=has_session())
+    with contextlib.ExitStack() as undo:
+        undo.callback(program.close)
+        description = description_of(program.bpf, document, given)
+        found = [find_buffer(program.bpf, each) for each in description.buffers]
+        rings = {
+            number: layouts_of(description, each, program=description.program, name="")
+            for number, each in enumerate(found)
+        }
+        reader = _read(
+            program.bpf,
+            found,
+            rings,
+            lambda pipeline, reading: _own_source(found, pipeline, reading, thread=thread, pages=pages),
+            output=functools.partial(Output, to, service_name=service_name),
+            stamp=stamp,
+        )
+        undo.pop_all()
+    return reader.owns(program)
+
+
+def _read(
+    bpf: Any,
+    buffers: list[Buffer],
+    rings: Mapping[int, Sequence[RecordLayout]],
+    source: Callable[[Pipeline, Program], Source],
+    *,
+    output: Callable[[], Output],
+    stamp: Stamp,
+) -> BccReader:
+    reading = Program(bpf, [each.name for each in buffers])
+    claim(bpf, buffers)
     with contextlib.ExitStack() as undo:
         undo.callback(reading.release)
-        output = Output(to, service_name=service_name)
-        undo.callback(output.close)
-        pipeline = output.pipeline(rings, stamp)
-        if callback is None:
-            source: Source = _own_source(found, pipeline, reading, thread=thread, pages=pages)
-        else:
-            source = _tap(found, pipeline, callback, lost_callback, pages)
+        out = output()
+        undo.callback(out.close)
+        pipeline = out.pipeline(rings, stamp)
+        reader = BccReader(reading, pipeline, out, source(pipeline, reading))
         undo.pop_all()
-    return BccReader(reading, pipeline, output, source)
+    return reader
 
 
 def _tap(buffers: list[Buffer], pipeline: Pipeline, callback: Any, lost_callback: Any, pages: int) -> TapSource:

@@ -13,7 +13,7 @@ from ebpftrace.errors import UnsupportedError
 
 _DISTRIBUTION = (Path("/usr/lib/python3/dist-packages"), Path("/usr/lib/python3/site-packages"))
 _NAME = "bcc"
-_INSTALL = "on Debian and Ubuntu: apt-get install python3-bpfcc linux-headers-$(uname -r)"
+INSTALL = "on Debian and Ubuntu: apt-get install python3-bpfcc linux-headers-$(uname -r)"
 
 
 def load_bcc(places: tuple[Path, ...] = _DISTRIBUTION) -> Any:
@@ -31,9 +31,9 @@ def load_bcc(places: tuple[Path, ...] = _DISTRIBUTION) -> Any:
     try:
         module = importlib.import_module(_NAME) if _is_on_path() else _from_places(places)
     except ImportError as error:
-        raise UnsupportedError("BCC", str(error), _INSTALL) from error
+        raise UnsupportedError("BCC", str(error), INSTALL) from error
     except OSError as error:  # ctypes: libbcc.so.0 is not there
-        raise UnsupportedError("BCC", f"its library cannot be loaded: {error}", _INSTALL) from error
+        raise UnsupportedError("BCC", f"its library cannot be loaded: {error}", INSTALL) from error
     return refuse_other(module)
 
 
@@ -48,7 +48,7 @@ def refuse_other(module: Any) -> Any:
             "BCC",
             f"the module {_NAME!r} of {getattr(module, '__file__', None) or 'this process'} has no class BPF: the "
             "package 'bcc' on PyPI is something else",
-            f"pip uninstall bcc; {_INSTALL}",
+            f"pip uninstall bcc; {INSTALL}",
         )
     return module
 

@@ -30,6 +30,14 @@ def cflags(*, context: bool = True) -> list[str]:
     return [*flags, *_session_maps()] if context else flags
 
 
+def has_session() -> bool:
+    """Does a session run in this process, whose spans a program can find?"""
+    from ebpftrace.runtime.session import latest
+
+    session = latest()
+    return session is not None and session._kernel is not None
+
+
 def _session_maps() -> list[str]:
     from ebpftrace.runtime.session import latest
 

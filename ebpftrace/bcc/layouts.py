@@ -38,11 +38,13 @@ class Description:
         document: of the YAML file; None = there is none.
         structs: ctypes structures, by the name that the file has for them.
         only: the structure that stands without a file; None = BCC is asked.
+        mend: what to do about a structure that the file names and nobody knows.
     """
 
     document: Document | None
     structs: Mapping[str, Record]
     only: Record | None
+    mend: str = "give it: structs=[...]"
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -67,12 +69,9 @@ def describe(record: object, structs: Record | Iterable[Record]) -> Description:
     Raises:
         ConfigError: it is none of these, or the file is wrong.
     """
-    given: list[Record] = [structs] if is_record(structs) else list(structs)  # type: ignore[list-item, arg-type]
-    for each in given:
-        if not is_record(each):
-            raise ConfigError(f"structs: {each!r} is no ctypes.Structure: give the class that describes a record")
+    given = by_name(structs)
     if record is None:
-        return Description(None, {}, given[0] if given else None)
+        return Description(None, {}, next(iter(given.values()), None))
     if is_record(record):
         return Description(None, {}, record)  # type: ignore[arg-type]
     if not isinstance(record, str | Path):
@@ -83,7 +82,20 @@ def describe(record: object, structs: Record | Iterable[Record]) -> Description:
     named = [name for name in _LOADER if getattr(document.config, name)]
     if named:
         logger.warning("%s: %s: ignored: BCC has loaded the program already", document.source, ", ".join(named))
-    return Description(document, {each.__name__: each for each in given}, None)
+    return Description(document, given, None)
+
+
+def by_name(structs: Record | Iterable[Record]) -> dict[str, Record]:
+    """Return structures by the names that a file has for them.
+
+    Raises:
+        ConfigError: one of them is something else.
+    """
+    given: list[Record] = [structs] if is_record(structs) else list(structs)  # type: ignore[list-item, arg-type]
+    for each in given:
+        if not is_record(each):
+            raise ConfigError(f"structs: {each!r} is no ctypes.Structure: give the class that describes a record")
+    return {each.__name__: each for each in given}
 
 
 def _load(record: str | Path) -> Document:
@@ -129,7 +141,15 @@ def layouts_of(description: Description, buffer: Buffer, *, program: str, name: 
             spans = [msgspec.structs.replace(span, struct=next(iter(structs))) for span in spans]
     problems = Problems(description.document.source, description.document.lines)
     found = [
-        _layout(spans[index], f"tracing.spans[{index}]", structs, problems, program=program, name=name)
+        _layout(
+            spans[index],
+            f"tracing.spans[{index}]",
+            structs,
+            problems,
+            program=program,
+            name=name,
+            mend=description.mend,
+        )
         for index in mine
     ]
     if problems.found:
@@ -147,12 +167,19 @@ def _fill_in(structs: dict[str, Record], span: SpanConfig, buffer: Buffer) -> No
 
 
 def _layout(
-    span: SpanConfig, path: str, structs: Mapping[str, Record], problems: Problems, *, program: str, name: str
+    span: SpanConfig,
+    path: str,
+    structs: Mapping[str, Record],
+    problems: Problems,
+    *,
+    program: str,
+    name: str,
+    mend: str,
 ) -> RecordLayout | None:
     types = CtypesTypes(structs)
     if span.struct and span.struct not in structs:
-        there = suggest(span.struct, structs, "there are") if structs else "give it: structs=[...]"
-        problems.add(f"{path}.struct", f"no ctypes structure of the name {span.struct!r} was given", there)
+        there = suggest(span.struct, structs, "there are") if structs else mend
+        problems.add(f"{path}.struct", f"no structure of the name {span.struct!r} is known", there)
         return None
     if name:
         span = msgspec.structs.replace(span, name=name)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ebpftrace.bcc.output import Output
+    from ebpftrace.bcc.program import BccProgram
     from ebpftrace.bcc.sources import Source
     from ebpftrace.spans.pipeline import Pipeline
 
@@ -38,7 +39,7 @@ class Program:
     def __init__(self, bpf: Any, buffers: Sequence[str]) -> None:
         self.buffers = tuple(buffers)
         self.error = ""
-        self._bpf = bpf
+        self.bpf = bpf
         self._drops = 0
         try:
             self._table = bpf[DROPS]
@@ -47,11 +48,11 @@ class Program:
 
     def release(self) -> None:
         """Let others read the buffers; idempotent."""
-        release(self._bpf, self.buffers)
+        release(self.bpf, self.buffers)
 
     def over(self) -> bool:
         """Is it closed?"""
-        return is_closed(self._bpf)
+        return is_closed(self.bpf)
 
     def note_end(self) -> None:
         """Say once that it was closed; all that it had submitted was read."""
@@ -89,7 +90,18 @@ class BccReader:
         self._pid = os.getpid()
         self._closed = False
         self._last: dict[str, Any] = {}
+        self._loaded: BccProgram | None = None
         atexit.register(self.close)
+
+    def owns(self, program: BccProgram) -> Self:
+        """Close the program together with this reader, which is returned."""
+        self._loaded = program
+        return self
+
+    @property
+    def bpf(self) -> Any:
+        """The `bcc.BPF` that is read."""
+        return self._program.bpf
 
     @property
     def error(self) -> str:
@@ -146,7 +158,10 @@ class BccReader:
         }
 
     def close(self) -> None:
-        """Make spans of what is left and stop; idempotent. BCC's program runs on, if it is not closed already."""
+        """Make spans of what is left and stop; idempotent.
+
+        BCC's program runs on, if it is not closed already; one that `ebpftrace.bcc.load()` has loaded is unloaded.
+        """
         if self._closed:
             return
         self._closed = True
@@ -159,6 +174,8 @@ class BccReader:
         if self._closes_output:
             self._output.close()
         self._last |= self._output.stats()
+        if self._loaded is not None:
+            self._loaded.close()
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import logging
 import os
 import sys
 import weakref
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ebpftrace.bcc.find import refuse_other
+from ebpftrace.bcc.structs import is_record
 from ebpftrace.config.problems import suggest
 from ebpftrace.errors import ConfigError, EbpftraceError
 from ebpftrace.kernel.maps import Map, PerfArray
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ebpftrace.bcc.structs import Record
+
+logger = logging.getLogger("ebpftrace.bcc")
 
 _KINDS: dict[int, Literal["perf", "ring"]] = {4: "perf", 27: "ring"}  # enum bpf_map_type
 _read: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
@@ -152,6 +156,28 @@ def _tables_of_module(bpf: Any) -> Iterator[str]:
         return
     for index in range(count(bpf.module)):
         yield _text(name(bpf.module, index))
+
+
+def function_names(bpf: Any) -> list[str]:
+    """Return the names of all functions, attached or not."""
+    from bcc.libbcc import lib
+
+    count = lib.bpf_num_functions(bpf.module)
+    return [_text(lib.bpf_function_name(bpf.module, index)) for index in range(count)]
+
+
+def known_structs(bpf: Any) -> dict[str, Record]:
+    """Return the structs that the program's tables hold, by name, as ctypes structures."""
+    found: dict[str, Record] = {}
+    for name in table_names(bpf):
+        try:
+            held: Any = getattr(bpf[name], "Leaf", None)
+        except Exception as error:  # noqa: BLE001  (BCC's own: it does not know a type)
+            logger.debug("the table %r is not understood by BCC: %s", name, error)
+            continue
+        if is_record(held):
+            found[held.__name__] = held
+    return found
 
 
 def _text(name: str | bytes) -> str:

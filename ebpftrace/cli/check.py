@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class CheckCommand:
     """Check programs' files: the YAML, the object, and every label against the C struct of its record.
 
-    Needs no privilege and loads nothing. A program is NAME.yaml with NAME.bpf.o beside it; without arguments all
+    Needs no privilege and loads nothing. A program is NAME.yaml with NAME.bpf.o beside it, or NAME.bcc.c, a source that
+    BCC compiles where it is loaded, so that of this only names are checked; without arguments all
     programs that come with ebpftrace are checked, or with --config-dir all of that directory. Exit code 0: all can be
     used, though there may be warnings; 1: not all.
     """
@@ -82,7 +83,8 @@ def _as_json(report: Report) -> dict[str, Any]:
     return {
         "program": report.files.stem,
         "yaml": str(report.files.yaml),
-        "object": str(report.files.object),
+        "object": str(report.files.object) if report.files.object else None,
+        "bcc": str(report.files.bcc) if report.files.bcc else None,
         "problems": [dataclasses.asdict(problem) for problem in report.problems],
         "warnings": [dataclasses.asdict(warning) for warning in report.warnings],
     }
@@ -101,12 +103,13 @@ def _print(reports: list[Report]) -> None:
             count = len(report.problems)
             verdict = "1 problem" if count == 1 else f"{count} problems"
         else:
-            spans = ", ".join(dict.fromkeys(layout.name for layout in report.layouts))
-            verdict = f"right; spans: {spans}"
+            right = "right" if report.files.object else "right, as far as that shows before BCC compiles it"
+            verdict = f"{right}; spans: {', '.join(report.spans)}"
         print(f"{report.files.stem}: {verdict}")
 
 
 def _at(problem: Problem, report: Report) -> str:
     """A problem with the path as it was given, which editors and terminals can open."""
-    paths = {path.name: path for path in (report.files.yaml, report.files.object)}
+    files = report.files
+    paths = {path.name: path for path in (files.yaml, files.object, files.bcc) if path is not None}
     return str(dataclasses.replace(problem, source=str(paths[problem.source])))

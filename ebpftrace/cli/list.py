@@ -69,6 +69,7 @@ def _lines(programs: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{bold}{program['stem']}{plain}"
         yield from textwrap.wrap(program["description"], width, initial_indent="  ", subsequent_indent="  ")
         hooks = [hook["hook"] + (" (optional)" if hook["optional"] else "") for hook in program["hooks"]]
+        yield from _entry("needs", [program["needs"]], width)
         yield from _entry("hooks", dict.fromkeys(hooks), width)
         for span in program["spans"]:
             yield from _entry("span", [span["name"] + (f" from {span['hook']}" if span["hook"] else "")], width)

@@ -32,6 +32,7 @@ def describe_shipped() -> list[dict[str, Any]]:
 
 def _describe(files: ProgramFiles) -> dict[str, Any]:
     config = load_document(files.yaml.read_text(encoding="utf-8"), source=files.yaml.name).config
+    assert files.object is not None  # noqa: S101  (all that is shipped has one)
     with BpfObject(files.stem, files.object.read_bytes()) as obj:
         hooks = [
             {"hook": function.section.removeprefix("?"), "function": function.name, "optional": function.optional}
@@ -43,6 +44,7 @@ def _describe(files: ProgramFiles) -> dict[str, Any]:
         "name": program_name(files.stem),
         "stem": files.stem,
         "description": config.description,
+        "needs": "kernel BTF" if files.bcc is None else "kernel BTF, or BCC and the kernel's headers",
         "hooks": hooks,
         "spans": [_span(layout) for layout in check_program(files).layouts],
         "knobs": knobs,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a program's two files are: `<stem>.yaml`, which describes it, and `<stem>.bpf.o`, the object."""
+"""Where a program's files are: `<stem>.yaml`, which describes it, and what is loaded.
+
+That is `<stem>.bpf.o`, the object, or `<stem>.bcc.c`, a source that BCC compiles when it loads it, or both.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,25 @@ if TYPE_CHECKING:
 
 _YAML = (".yaml", ".yml")
 _OBJECT = ".bpf.o"
+_BCC = ".bcc.c"
 _MAX_YAML_BYTES = 1 << 20  # of the kind that people write; a larger file is not what was meant
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramFiles:
-    """The two files of a program.
+    """The files of a program; it has an object, or a source for BCC, or both.
 
     Args:
-        stem: of both ("sched-trace").
+        stem: of all ("sched-trace").
         yaml: its description.
         object: its compiled object.
+        bcc: its source in BCC's dialect of C.
     """
 
     stem: str
     yaml: Path
-    object: Path
+    object: Path | None
+    bcc: Path | None = None
 
 
 def find(
@@ -148,24 +154,24 @@ def _shipped(name: str) -> ProgramFiles:
             f"{name}: no program of this name comes with ebpftrace: {mend}, or give --config-dir"
         ) from None
     folder = files("ebpftrace.programs")
-    return _both(stem, Path(str(folder.joinpath(f"{stem}.yaml"))), Path(str(folder.joinpath(f"{stem}{_OBJECT}"))))
+    return _all(stem, Path(str(folder.joinpath(f"{stem}.yaml"))))
 
 
 def _in_directory(name: str, folder: Path) -> ProgramFiles:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is no directory: give --config-dir one with YAML files and objects")
-    yaml, compiled = folder / f"{name}.yaml", folder / f"{name}{_OBJECT}"
-    if _is_file(yaml) or _is_file(compiled):
-        return _both(name, yaml, compiled)
+    if any(_is_file(folder / f"{name}{suffix}") for suffix in (".yaml", _OBJECT, _BCC)):
+        return _all(name, folder / f"{name}.yaml")
     there = [path.name.removesuffix(".yaml") for path in folder.glob("*.yaml")]
     mend = suggest(name, there, "it has")
     raise ConfigError(f"{name}: neither {name}.yaml nor {name}{_OBJECT} is in {folder}: {mend}")
 
 
 def _at(path: Path) -> ProgramFiles:
-    if path.name.endswith(_OBJECT):
-        yaml = path.with_name(path.name.removesuffix(_OBJECT) + ".yaml")
-        raise ConfigError(f"{path}: is a program's object: give its description, {yaml}")
+    for suffix, what in ((_OBJECT, "object"), (_BCC, "source")):
+        if path.name.endswith(suffix):
+            yaml = path.with_name(path.name.removesuffix(suffix) + ".yaml")
+            raise ConfigError(f"{path}: is a program's {what}: give its description, {yaml}")
     if not _is_file(path) and path.is_dir():
         raise ConfigError(f"{path}: is a directory: give it as --config-dir, and programs of it as --config-names")
     if path.suffix not in _YAML:
@@ -173,21 +179,25 @@ def _at(path: Path) -> ProgramFiles:
         if not path.suffix:
             mend += f"; programs that come with ebpftrace are given by --config-names {path.name}"
         raise ConfigError(f"{path}: is no YAML file by its name: {mend}")
-    return _both(path.stem, path, path.with_name(path.stem + _OBJECT))
+    return _all(path.stem, path)
 
 
-def _both(stem: str, yaml: Path, compiled: Path) -> ProgramFiles:
+def _all(stem: str, yaml: Path) -> ProgramFiles:
+    compiled, bcc = (yaml.with_name(stem + suffix) for suffix in (_OBJECT, _BCC))
+    there = [path for path in (compiled, bcc) if _is_file(path)]
     if not _is_file(yaml):
-        if _is_file(compiled):
+        if there:
             raise ConfigError(
-                f"{yaml}: is missing, though {compiled.name} is there: describe the program's records in it"
+                f"{yaml}: is missing, though {there[0].name} is there: describe the program's records in it"
             )
         raise ConfigError(f"{yaml}: is missing: {_instead(yaml)}")
-    if not _is_file(compiled):
+    if not there:
         source = compiled.with_name(f"{stem}.bpf.c")
-        mend = f"`ebpftrace build {source}`" if source.is_file() else f"`ebpftrace build` makes it from {source.name}"
+        mend = f"`ebpftrace build {source}`"
+        if not source.is_file():
+            mend = f"`ebpftrace build` makes it from {source.name}; for BCC, write {bcc.name}"
         raise ConfigError(f"{compiled}: is missing, though {yaml.name} is there: {mend}")
-    return ProgramFiles(stem, yaml, compiled)
+    return ProgramFiles(stem, yaml, compiled if compiled in there else None, bcc if bcc in there else None)
 
 
 def _instead(yaml: Path) -> str:

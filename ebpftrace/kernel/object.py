@@ -244,13 +244,7 @@ class BpfObject:
 
         Zeros where the kernel does not say.
         """
-        fd = lib.bpf_program__fd(self._program(function))
-        try:
-            text = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
-        except OSError:
-            return 0, 0
-        said = dict(line.split(":", 1) for line in text.splitlines())
-        return int(said.get("run_cnt", 0)), int(said.get("run_time_ns", 0))
+        return run_stats_of(lib.bpf_program__fd(self._program(function)))
 
     # --- the end
 
@@ -279,6 +273,16 @@ class BpfObject:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def run_stats_of(fd: int) -> tuple[int, int]:
+    """Return how often a function ran and for how many ns, by its descriptor; zeros where the kernel does not say."""
+    try:
+        text = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+    except OSError:
+        return 0, 0
+    said = dict(line.split(":", 1) for line in text.splitlines())
+    return int(said.get("run_cnt", 0)), int(said.get("run_time_ns", 0))
 
 
 def _text(pointer: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ebpftrace.errors import BpfError, ConfigError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ebpftrace.config import ProgramConfig
+    from ebpftrace.kernel.maps import Map
     from ebpftrace.kernel.object import BpfObject
 
 Knobs = dict[str, bool | int | list[str]]
@@ -21,6 +22,15 @@ COMM_BYTES = 15
 """What the kernel keeps of a task's name: TASK_COMM_LEN without the NUL."""
 
 _LOADERS = ("ebt_", "kaddr_", "has_")  # variables that the loader sets
+
+
+class HasMaps(Protocol):
+    """A loaded program, whoever loaded it."""
+
+    name: str
+
+    def map(self, name: str) -> Map:
+        """Return one of its maps; KeyError when there is none."""
 
 
 def set_numbers(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]], *, known_only: bool = False) -> None:
@@ -53,7 +63,7 @@ def set_numbers(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]],
             ) from None
 
 
-def fill_lists(obj: BpfObject, knobs: Mapping[str, bool | int | Sequence[str]]) -> None:
+def fill_lists(obj: HasMaps, knobs: Mapping[str, bool | int | Sequence[str]]) -> None:
     """Put the lists among `knobs` into the maps of their names, once the object is loaded.
 
     An entry without a slash is a command's name, of which the kernel keeps 15 bytes, so no more are compared.

@@ -113,9 +113,9 @@ def test_named_structure():
 
 def test_missing_structure():
     """A structure that nobody has is an error that says what there is."""
-    with pytest.raises(ConfigError, match=r"spans\[0\].struct: no ctypes structure .* 'data_t' .*structs="):
+    with pytest.raises(ConfigError, match=r"spans\[0\].struct: no structure .* 'data_t' .*structs="):
         layouts(STRUCT, event_class=None)
-    with pytest.raises(ConfigError, match="'data_t' was given: there are: Event"):
+    with pytest.raises(ConfigError, match="'data_t' is known: there are: Event"):
         layouts(STRUCT, Event, event_class=None)
 
 

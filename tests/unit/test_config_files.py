@@ -40,6 +40,24 @@ def test_by_path(folder):
     assert folder / "other.bpf.o" == found[1].object
 
 
+def test_source_for_bcc(folder):
+    """A source for BCC does in place of an object, or is beside it."""
+    for name in ("good.bcc.c", "bcc-only.bcc.c", "bcc-only.yaml", "described.bcc.c"):
+        (folder / name).write_text("")
+    good, only = find(["good", "bcc-only"], folder)
+
+    assert (folder / "good.bpf.o", folder / "good.bcc.c") == (good.object, good.bcc)
+    assert (None, folder / "bcc-only.bcc.c") == (only.object, only.bcc)
+    assert "described.yaml: is missing, though described.bcc.c is there" in message(["described"], folder)
+
+
+def test_neither_object_nor_source(folder):
+    """Where neither is there, nor a source of the one, both ways are told."""
+    (folder / "alone.yaml").write_text("")
+
+    assert message(["alone"], folder).endswith("makes it from alone.bpf.c; for BCC, write alone.bcc.c")
+
+
 @pytest.mark.parametrize("name", ["exec", "exec-trace"])
 def test_shipped(name):
     """Without a directory, names are those of shipped programs, by name or by stem."""
@@ -85,6 +103,7 @@ def test_missing(folder):
     ("name", "told"),
     [
         ("good.bpf.o", "is a program's object: give its description, "),
+        ("good.bcc.c", "is a program's source: give its description, "),
         (".", "is a directory: give it as --config-dir"),
         ("no-object.bpf.c", "is no YAML file by its name"),
     ],
