@@ -186,6 +186,10 @@ class Agent:
         read = [place.parent for source in sources for place in (source.yaml.absolute(), source.yaml.resolve())]
         if self._options.config_dir is not None:
             read.append(self._options.config_dir.resolve())
+        if any(source.bcc for source in sources):  # a reload may compile
+            from ebpftrace.bcc.compiler import header_folders
+
+            read += header_folders()
         native = self._choice.settings
         restrict(
             [output] if output else [],

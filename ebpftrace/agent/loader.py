@@ -84,9 +84,9 @@ class Loader:
 
     def _not_by_libbpf(self, source: Source) -> str:
         """Why there is no object that libbpf could load here; "" when there is one."""
-        if not source.data:
-            return f"there is no {source.stem}.bpf.o"
-        return f"the kernel has no BTF: {self._no_btf.reason}" if self._no_btf is not None else ""
+        if self._no_btf is not None:
+            return f"the kernel has no BTF: {self._no_btf.reason}"
+        return "" if source.data else f"there is no {source.stem}.bpf.o"
 
     def _load(self, source: Source, obj: BpfObject, trace: SelfTrace) -> AgentProgram:
         with trace.step("read config"):

@@ -93,6 +93,12 @@ def has_headers() -> bool:
     return _headers().exists() or _BUILT_IN_HEADERS.exists()
 
 
+def header_folders() -> list[Path]:
+    """Return where the headers of the running kernel really are: for who lets itself read certain places only."""
+    build = _headers()
+    return [each.resolve() for each in (build, build.with_name("source")) if each.is_dir()]
+
+
 def _headers() -> Path:
     return Path(os.environ.get(_HEADERS) or f"/lib/modules/{os.uname().release}/build")
 

@@ -95,6 +95,17 @@ def test_no_headers(monkeypatch):
     assert "linux-headers-$(uname -r)" in error.hint
 
 
+def test_header_folders(tmp_path, monkeypatch):
+    """Headers are found where links lead to, with the sources that they refer to."""
+    (tmp_path / "usr/build").mkdir(parents=True)
+    (tmp_path / "usr/common").mkdir()
+    for name, to in (("build", "build"), ("source", "common")):
+        (tmp_path / name).symlink_to(tmp_path / "usr" / to)
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(tmp_path / "build"))
+
+    assert [tmp_path / "usr/build", tmp_path / "usr/common"] == compiler.header_folders()
+
+
 @pytest.mark.parametrize(("reason", "number"), [("Permission denied", errno.EINVAL), ("super-user", errno.EPERM)])
 def test_not_loaded(monkeypatch, reason, number):
     """What the kernel refuses is closed, and the verifier's last words come with the error."""

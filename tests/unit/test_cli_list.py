@@ -35,6 +35,7 @@ def test_details(programs):
     sched = programs["sched-trace"]
     switch = next(span for span in sched["spans"] if span["name"] == "sched_switch")
 
+    assert "kernel BTF" == sched["needs"]
     assert "tp_btf/sched_switch" == switch["hook"]
     assert {"label": "pid", "key": "process.pid", "type": "int"} in switch["attributes"]
     assert {"name": "min_off_cpu_ns", "type": "unsigned 64 bits", "default": 100000} in sched["knobs"]
