@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from ebpftrace.breakdown import BreakdownProcessor
 from ebpftrace.errors import EbpftraceError
+from ebpftrace.spans.green import threads_are_greenlets
 from ebpftrace.spans.otlp_json import FileSpanExporter
 from ebpftrace.spans.sdk import SdkSink
 from ebpftrace.spans.sink import NullSink
@@ -50,10 +51,20 @@ class ProviderBinding:
         flush: brings in what the kernel still has; providers call it before they flush or shut down.
         service_name: of the kernel's spans.
         output: a file that gets all spans too, as OTLP JSON lines; "" for none.
+        follow_threads: called when threads have become greenlets meanwhile, before a provider is bound.
     """
 
-    def __init__(self, flush: Callable[[float], bool], *, service_name: str, output: str = "") -> None:
+    def __init__(
+        self,
+        flush: Callable[[float], bool],
+        *,
+        service_name: str,
+        output: str = "",
+        follow_threads: Callable[[], None] = lambda: None,
+    ) -> None:
         self._flush = flush
+        self._follow_threads = follow_threads
+        self._greenlets = threads_are_greenlets()
         self._measure = False
         self._service_name = service_name
         self._output = _writable(output)
@@ -71,6 +82,10 @@ class ProviderBinding:
 
     def bind(self, provider: TracerProvider) -> None:
         """Bind one provider; idempotent, never raises."""
+        if not self._greenlets and threads_are_greenlets():
+            self._greenlets = True
+            self._lock = threading.Lock()  # of their kind: who holds it may let others run
+            self._follow_threads()
         if not self._active or provider in self._sinks:
             return
         with self._lock:

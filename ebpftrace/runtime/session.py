@@ -10,16 +10,16 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.settings import Settings, resolve
+from ebpftrace.spans.green import in_real_thread, threads_are_greenlets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ebpftrace.runtime.loader import KernelSide
     from ebpftrace.runtime.otel import ProviderBinding
@@ -28,13 +28,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ebpftrace")
 
-_lock = threading.RLock()
+_locks: dict[bool, threading.RLock] = {}
 _session: Session | None = None
 _starting: Session | None = None
 _stopped: Session | None = None
 _fork_handler_installed = False
 _WORKER_FLUSH_S = 2.0
 _imported = False
+
+
+def _lock() -> threading.RLock:
+    """The lock of start() and stop(), of the kind that threads are now: real ones or greenlets."""
+    return _locks.setdefault(threads_are_greenlets(), threading.RLock())
+
+
+def _call(function: Callable[..., None], *args: object) -> None:
+    function(*args)
 
 
 class Session:
@@ -46,8 +55,9 @@ class Session:
         reason: why not, in words; "" when it is.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, load: Callable[..., None] = _call) -> None:
         self.settings = settings
+        self._load = load
         self.active = False
         self.reason = ""
         self._stopped = False
@@ -87,9 +97,14 @@ class Session:
         global _imported  # noqa: PLW0603
         _imported = True
         settings = self.settings
-        self._binding = ProviderBinding(self.flush, service_name=settings.service_name, output=settings.output)
+        self._binding = ProviderBinding(
+            self.flush,
+            service_name=settings.service_name,
+            output=settings.output,
+            follow_threads=self._follow_threads,
+        )
         self._kernel = kernel = KernelSide()  # known before it holds anything: the child of a fork must let go of it
-        kernel.load(settings)
+        self._load(kernel.load, settings)
         if not kernel.programs:
             raise UnsupportedError("every program", "; ".join(str(error) for error in kernel.failed.values()))
         rings = {number: program.events for number, program in enumerate(kernel.programs)}
@@ -142,6 +157,10 @@ class Session:
         reader = self._reader
         return reader.flush(timeout_s) if reader is not None else True
 
+    def _follow_threads(self) -> None:
+        if self._reader is not None:
+            self._reader.follow_threads()
+
     def stats(self) -> dict[str, Any]:
         """Return what was read, made and lost, by program and reason: nothing is lost without a count here."""
         from ebpftrace.runtime.stats import collect
@@ -157,7 +176,7 @@ class Session:
         if reader is not None and reader.current:  # an exporter that stops us: that thread cannot wait for itself
             threading.Thread(target=self.stop, name="ebpftrace-stop").start()
             return
-        with _lock:
+        with _lock():
             if not self._stopped:
                 self._stopped = True
                 self._tear_down()
@@ -195,11 +214,6 @@ def _refuse_early(settings: Settings) -> None:
     """Say no before anything is loaded, where that would do harm."""
     if settings.disabled:
         raise UnsupportedError("ebpftrace", "the setting `disabled` (EBPFTRACE_DISABLED) is on")
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        raise UnsupportedError(
-            "a background thread", "gevent has replaced threads by greenlets, and the reader would stop them all"
-        )
 
 
 def _explain(error: EbpftraceError) -> str:
@@ -218,7 +232,7 @@ def start(**given: Any) -> Session:
     global _session  # noqa: PLW0603
     settings = resolve(given)
     settings = replace(settings, programs=tuple(sorted(set(settings.programs) | set(settings.enable))))
-    with _lock:
+    with _lock():
         if _session is not None and _session._forked:
             _session = None  # the parent's; here nothing runs yet
         if _session is not None:
@@ -267,8 +281,8 @@ def latest() -> Session | None:
 
 def _after_fork_in_child() -> None:
     """Let go of the parent's programs. The publisher disarmed itself already, in C, before this."""
-    global _lock, _session, _starting  # noqa: PLW0603
-    _lock = threading.RLock()  # whoever held it is not here
+    global _session, _starting  # noqa: PLW0603
+    _locks.clear()  # whoever held one is not here
     starting, _starting = _starting, None
     session = _session = starting or _session
     if session is None:
@@ -312,8 +326,8 @@ def _restart_in_child() -> None:
 
 def restart() -> Session | None:
     """Start again after a fork, with the parent's settings; return the session, or None when none ran."""
-    with _lock:
+    with _lock():
         session = _session
         if session is None or not session._forked:
             return session  # stopped meanwhile, or started again by the application
-        return _run(Session(session.settings))
+        return _run(Session(session.settings, load=in_real_thread))

@@ -12,6 +12,7 @@ import opentelemetry.context as otel
 
 from ebpftrace.kernel.ringbuf import Batch, RingReader, name_thread
 from ebpftrace.spans.clock import Clock
+from ebpftrace.spans.green import Nap, settle, threads_are_greenlets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,6 +47,8 @@ class _Change:
 class Reader:
     """Drains all rings until it is closed.
 
+    Where threads are greenlets, it is one, which looks into the rings and sleeps in turns.
+
     Args:
         rings: by the number that their records come with.
         consume: takes each batch, in this thread, before the next one is read.
@@ -60,38 +63,51 @@ class Reader:
         self._changes: list[_Change] = []
         self._rings = RingReader()
         self._stop = False
-        self._condition = threading.Condition()
         self._asked = 0
         self._answered = 0
-        self._ended = False
+        self._ended = self._forgotten = self._moving = False
         self.batches = 0
         self.errors = 0
         self.lost_records = 0
         self.last_round_at = 0.0
         self._in_hand = 0
-        self._thread = threading.Thread(target=self._run, name="ebpftrace-reader", daemon=True)
         try:
             for number, ring in rings.items():
                 self._rings.add(ring, number)
-            self._thread.start()
+            self._begin()
         except BaseException:
             self._rings.close()
             raise
 
+    def _begin(self) -> None:
+        self._nap = Nap() if threads_are_greenlets() else None
+        self._condition = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="ebpftrace-reader", daemon=True)
+        self._thread.start()
+
     def _run(self) -> None:
+        thread, ident = threading.current_thread(), threading.get_ident()
         try:
             self._drain()
         finally:
-            with self._condition:  # who asked too late must not wait for an answer
-                self._ended = True
-                self._condition.notify_all()
+            settle(thread, ident)
+            if not self._moving:
+                with self._condition:  # who asked too late must not wait for an answer
+                    self._ended = True
+                    self._condition.notify_all()
 
     def _drain(self) -> None:
-        name_thread("ebpftrace")
+        if self._nap is None:  # else it is the application's thread
+            name_thread("ebpftrace")
         # what the exporter does in this thread is not the application's doing: no spans about it
         otel.attach(otel.set_value(otel._SUPPRESS_INSTRUMENTATION_KEY, True))
         next_refresh = time.monotonic()
-        while True:
+        emptied = True
+        while not self._moving:
+            if self._nap is not None:
+                self._nap.take(0 if self._awaited or not emptied else INTERVAL_MS / 1000)
+                if self._forgotten:
+                    return
             stop, asked = self._stop, self._asked
             try:
                 self._change()
@@ -116,8 +132,8 @@ class Reader:
 
     def _round(self) -> bool:
         """Pass on what is there; return whether that was all."""
-        waiting = self._stop or self._asked != self._answered
-        batch = self._rings.wait(interval_ms=INTERVAL_MS, timeout_ms=0 if waiting else _ROUND_MS)
+        at_once = self._awaited or self._nap is not None
+        batch = self._rings.wait(interval_ms=INTERVAL_MS, timeout_ms=0 if at_once else _ROUND_MS)
         if batch.records:
             self.batches += 1
             self._in_hand = batch.records
@@ -125,6 +141,16 @@ class Reader:
             self._in_hand = 0
         self.last_round_at = time.time()
         return batch.last
+
+    @property
+    def _awaited(self) -> bool:
+        """Does somebody wait for what is in the rings now?"""
+        return self._stop or self._asked != self._answered
+
+    def _wake(self) -> None:
+        self._rings.wake()
+        if self._nap is not None:
+            self._nap.end()
 
     def _failed(self) -> None:
         self.errors += 1
@@ -149,7 +175,7 @@ class Reader:
                 return True
             self._asked += 1
             mine = self._asked
-            self._rings.wake()  # with the lock held: the thread cannot end now, nor close() free the rings
+            self._wake()  # with the lock held: the thread cannot end now, nor close() free the rings
             return self._condition.wait_for(lambda: self._ended or self._answered >= mine, timeout_s)
 
     def between_batches(self, change: Callable[[RingReader], None], timeout_s: float) -> bool:
@@ -181,7 +207,7 @@ class Reader:
         """Empty the rings and end the thread; idempotent. False when it did not end in time. Not from that thread."""
         self._stop = True
         if self._thread.is_alive():
-            self._rings.wake()
+            self._wake()
             self._thread.join(timeout_s)
             if self._thread.is_alive():
                 logger.warning("the exporter still holds the reader after %.0f s; last spans may be lost", timeout_s)
@@ -189,6 +215,18 @@ class Reader:
         self._rings.close()
         return True
 
+    def follow_threads(self) -> None:
+        """Go on as a greenlet if this began as a thread, before threads became greenlets; from one of these."""
+        if self._nap is not None or self._ended or self._forgotten or not threads_are_greenlets():
+            return
+        self._moving = True
+        self._rings.wake()
+        self._thread.join(_ROUND_MS / 1000)
+        self._moving = False
+        if not self._thread.is_alive():  # else an exporter holds it; the next call may find it free
+            self._begin()
+
     def forget(self) -> None:
-        """In the child of a fork: the thread is not here; let go of its file descriptors."""
+        """In the child of a fork: let go of the file descriptors. The thread is not here; if a greenlet, it is."""
+        self._forgotten = True
         self._rings.close()
