@@ -191,7 +191,8 @@ static __always_inline bool ebt_thread_find(struct task_struct *task, struct ebt
 	if (!table)
 		return false;
 	thread->tid = ebt_innermost_tid(task);
-	return ebt_slot_find(table, thread);
+	/* a slot that is older than the thread is an earlier one's of that id, which ended without giving it back */
+	return ebt_slot_find(table, thread) && thread->slot->claimed_ns >= task->start_time;
 }
 
 /* The kernel's line beside a slot, or NULL. */

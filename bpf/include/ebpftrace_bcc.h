@@ -126,13 +126,18 @@ static __always_inline struct ebt_slot *ebt_current_slot(void)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	void *table = bpf_map_lookup_elem(EBT_MAP(EBT_PROCESSES_FD), &tgid);
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct ebt_slot *slot;
-	__u64 stamp = 0;
+	__u64 stamp = 0, born = 0;
 
 	if (!table)
 		return NULL;
 	slot = ebt_slot_find(table, ebt_innermost_tid());
 	if (!slot || slot->valid != 1 || !(slot->trace_flags & 1))
+		return NULL;
+	/* older than the thread: an earlier one's of that id */
+	bpf_probe_read_kernel(&born, sizeof(born), &task->start_time);
+	if (slot->claimed_ns < born)
 		return NULL;
 	if (!slot->stamp_addr)
 		return slot;

@@ -153,6 +153,7 @@ struct task_struct {
 	int exit_code;
 	unsigned int in_iowait : 1;
 	struct sched_entity se;
+	__u64 start_time; /* CLOCK_MONOTONIC, ns */
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;

@@ -20,10 +20,15 @@
 
 #pragma GCC visibility push(hidden)
 
-/* The process's context table.  `epoch` tells tables apart; 0 is none. */
+/*
+ * The process's context table.  `epoch` tells tables apart; 0 is none.  A child of
+ * whatever fork has no table: `*here` is wiped there, also when the fork was a bare
+ * system call, of which nobody is told.
+ */
 struct table {
 	struct ebt_slot *slots;
 	const struct ebt_line *lines;
+	unsigned char *here;
 	unsigned int epoch;
 	long long
 		clock_offset; /* ns that CLOCK_MONOTONIC is ahead of the kernel's (time namespace) */
@@ -36,7 +41,8 @@ struct accounts;
 struct thread {
 	struct ebt_slot *slot;
 	unsigned int epoch; /* of the table that `slot` is in */
-	unsigned int full_epoch; /* of the table that had no room for this thread */
+	unsigned int full_epoch; /* of the table that had no room for this thread... */
+	unsigned int full_releases; /* ...when so many slots had been given back */
 	struct accounts *open; /* of its open spans */
 };
 
@@ -74,10 +80,10 @@ unsigned long long now_ns(void);
 
 struct ebt_slot *slot_claim(void);
 
-/* The calling thread's slot; NULL when the table has no room for it.  There must be a table. */
+/* The calling thread's slot; NULL when there is no table, or no room in it. */
 static inline struct ebt_slot *slot_mine(void)
 {
-	if (self.epoch == table.epoch && self.slot)
+	if (self.epoch == table.epoch && self.slot && *table.here)
 		return self.slot;
 	return slot_claim();
 }

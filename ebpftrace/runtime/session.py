@@ -58,6 +58,7 @@ class Session:
     def __init__(self, settings: Settings, *, load: Callable[..., None] = _call) -> None:
         self.settings = settings
         self._load = load
+        self._pid = os.getpid()
         self.active = False
         self.reason = ""
         self._stopped = False
@@ -154,6 +155,7 @@ class Session:
 
         The provider's exporter is not flushed: `TracerProvider.force_flush()` does that, and calls this first.
         """
+        _notice_fork()
         reader = self._reader
         return reader.flush(timeout_s) if reader is not None else True
 
@@ -165,6 +167,7 @@ class Session:
         """Return what was read, made and lost, by program and reason: nothing is lost without a count here."""
         from ebpftrace.runtime.stats import collect
 
+        _notice_fork()
         with self._counting:
             now = {"active": self.active, "reason": self.reason}
             return self._last_stats | now if self._last_stats else collect(self)
@@ -172,6 +175,7 @@ class Session:
     def stop(self) -> None:
         """Detach everything and bring in the last records; idempotent."""
         global _session, _stopped
+        _notice_fork()
         reader = self._reader
         if reader is not None and reader.current:  # an exporter that stops us: that thread cannot wait for itself
             threading.Thread(target=self.stop, name="ebpftrace-stop").start()
@@ -232,6 +236,7 @@ def start(**given: Any) -> Session:
     global _session  # noqa: PLW0603
     settings = resolve(given)
     settings = replace(settings, programs=tuple(sorted(set(settings.programs) | set(settings.enable))))
+    _notice_fork()
     with _lock():
         if _session is not None and _session._forked:
             _session = None  # the parent's; here nothing runs yet
@@ -281,18 +286,13 @@ def latest() -> Session | None:
 
 def _after_fork_in_child() -> None:
     """Let go of the parent's programs. The publisher disarmed itself already, in C, before this."""
-    global _session, _starting  # noqa: PLW0603
-    _locks.clear()  # whoever held one is not here
-    starting, _starting = _starting, None
-    session = _session = starting or _session
+    starting = _starting
+    session = _leave_to_parent()
     if session is None:
         return
     # a child that forks before its own restart is done has nothing running, but its child is to be traced too
     was_active = session.active or session._forked or starting is not None
-    try:
-        session._forget()
-    except Exception:  # a fork must not fail because of us
-        logger.exception("the child of a fork could not let go of its parent's kernel programs")
+    _forget(session)
     if not was_active or not _imported:  # an import that a thread of the parent was in would never end here
         return
     from ebpftrace.context import _publisher, hooks
@@ -300,6 +300,31 @@ def _after_fork_in_child() -> None:
     _publisher.disarm()
     hooks.install(_restart_in_child)  # start() does it last, and may not have come to it
     _publisher.expect_fork()
+
+
+def _notice_fork() -> None:
+    """In the child of a fork that C code did, of which Python was not told: let go, and stay off."""
+    session = _session
+    if session is not None and session._pid != os.getpid():
+        _leave_to_parent()
+        _forget(session)
+
+
+def _leave_to_parent() -> Session | None:
+    """What runs here, or is being started, is the parent's; return it."""
+    global _session, _starting  # noqa: PLW0603
+    _locks.clear()  # whoever held one is not here
+    starting, _starting = _starting, None
+    _session = starting or _session
+    return _session
+
+
+def _forget(session: Session) -> None:
+    session._pid = os.getpid()
+    try:
+        session._forget()
+    except Exception:  # a fork must not fail because of us
+        logger.exception("the child of a fork could not let go of its parent's kernel programs")
 
 
 def _end_workers_in_order() -> None:

@@ -48,9 +48,11 @@ class Table:
         tids = [slot[6] for slot in SLOT.iter_unpack(bytes(self.memory))]
         return [tid for tid in tids if tid]
 
-    def occupy(self, tid):
-        """Give every slot to a thread that does not exist."""
-        for index in range(_publisher.TABLE_SLOTS):
+    def occupy(self, tid, *, but=None):
+        """Give every slot to a thread that does not exist, but the one of a thread that does."""
+        for index, slot in enumerate(SLOT.iter_unpack(bytes(self.memory))):
+            if slot[6] == but:
+                continue
             struct.pack_into("I", self.memory, index * SLOT.size + 32, tid)
 
     def close(self):

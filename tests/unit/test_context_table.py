@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextvars
 import ctypes
 import os
+import signal
 import sys
 import threading
 
@@ -108,6 +109,43 @@ def stamp_now(slot):
     return ctypes.c_uint64.from_address(slot.stamp_addr).value
 
 
+def test_room_again(table, runtime):
+    """A thread that found the table full, and was counted once, gets a slot when another gave its own back."""
+    held, free, refused, go_on = (threading.Event() for _ in range(4))
+    found = []
+
+    def holder():
+        runtime.attach(context(2))
+        held.set()
+        free.wait()
+
+    def latecomer():
+        runtime.attach(context(3))
+        found.append(published())
+        refused.set()
+        go_on.wait()
+        runtime.attach(context(4))
+        found.append(published())
+
+    threads = [threading.Thread(target=each) for each in (holder, latecomer)]
+    before = _publisher.counters()["no_slot"]
+    threads[0].start()
+    held.wait()
+    table.occupy(1, but=threads[0].native_id)
+    threads[1].start()
+    refused.wait()
+    table.occupy(GONE, but=threads[0].native_id)
+    free.set()
+    threads[0].join()
+    assert until(lambda: set(table.owners()) == {GONE})
+    go_on.set()
+    threads[1].join()
+
+    assert found[0] is None
+    assert 4 == found[1].span_id
+    assert before + 1 == _publisher.counters()["no_slot"]
+
+
 def test_stamp(runtime):
     """The stamp tells that another context took over in a way that OpenTelemetry does not see."""
     runtime.attach(context())
@@ -137,6 +175,30 @@ def test_fork(table, runtime):
     assert 0 == status
     assert before == bytes(table.memory)
     assert [] == table.forks
+
+
+def test_fork_that_nobody_was_told_of(table, runtime):
+    """A child of a bare clone(2), which runs no fork handlers, writes nothing, and can have a table of its own."""
+    runtime.attach(context(1))
+    before = bytes(table.memory)
+    clone = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    pid = ctypes.PyDLL(None).syscall(clone, int(signal.SIGCHLD), 0, 0, 0, 0)
+    if pid == 0:
+        code = 1
+        try:
+            unarmed = not _publisher.armed() and _publisher.slot_bytes() is None
+            runtime.attach(context(2))
+            in_parents_table = before != bytes(table.memory)
+            _publisher.disarm()
+            table.arm()
+            runtime.attach(context(3))
+            code = 0 if unarmed and not in_parents_table and published().span_id == 3 else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+
+    assert 0 == status
+    assert 1 == published().span_id
 
 
 def test_failing_fork_callback(runtime):
