@@ -53,7 +53,7 @@ def recycled(untold):
     """A thread dies in its span; others get its id, and work without a span, then with one."""
     app = App()
     dead = _die_in_a_span(app, untold=untold)
-    found = {"dead": dead}
+    found = {"dead": dead, "died": time.time_ns()}
 
     def work():
         found["tid"] = threading.get_native_id()
@@ -79,7 +79,7 @@ def test_thread_id_used_again(untold):
     heir = named(found["spans"], "heir")
 
     assert found["dead"] == found["tid"]
-    assert {heir["id"]} == {span["parent"] for span in kernel(found["spans"]) if span["start"] > heir["start"] - 25e6}
+    assert {heir["id"]} == {span["parent"] for span in kernel(found["spans"]) if span["start"] > found["died"]}
     assert 1 == len([span for span in below(found["spans"], heir) if span["name"] == "sleep"])
     assert 9_000_000 <= heir["times"]["sleep"] <= heir["wall"]
     assert sum(heir["times"].values()) <= heir["wall"] + 100_000  # two clocks
