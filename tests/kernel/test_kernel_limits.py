@@ -68,6 +68,7 @@ def recycled(untold):
         thread.join()
         if found["tid"] == dead:
             break
+        app.provider.force_flush()
         app.exporter.clear()
     return {**found, "spans": app.spans()}
 
