@@ -16,10 +16,13 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 BENCHMARKS = sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("_"))
 UNITS = {"ns", "µs", "ratio", "%", "requests/s", "spans/s", "MiB", "records", "records/s", "spans", "bytes"}
+UNITS |= {"maps", "programs", "descriptors", "threads", "slots"}
 NEEDS = {
     "agent_throughput": ("prometheus_client", "urllib3"),
     "breakdown": ("flask", "waitress", "opentelemetry.instrumentation.flask"),
     "encode": ("opentelemetry.exporter.otlp.proto.common",),
+    "soak": ("flask", "waitress", "opentelemetry.instrumentation.flask"),
+    "web": ("fastapi", "uvicorn", "uvloop", "opentelemetry.instrumentation.fastapi", "flask", "waitress"),
     "reader": ("opentelemetry.exporter.otlp.proto.common",),
 }
 
@@ -41,7 +44,7 @@ def figures(request):
     if not any(map(shutil.which, ["clang", *(f"clang-{version}" for version in range(15, 24))])):
         pytest.skip("the benchmarks compile BPF programs, and there is no clang")
     command = [sys.executable, BENCH / f"{request.param}.py", "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
