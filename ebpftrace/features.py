@@ -64,7 +64,7 @@ def probe() -> Report:
     found += [_privileges(), _lockdown(), *_kernel_btf(), *_maps(), *_hooks(), *_programs()]
     found += [_cgroups(), _mount("/sys/fs/bpf", "bpf", "bpffs", "nothing is pinned; not needed")]
     found += [_mount("/sys/kernel/tracing", "tracefs", "tracefs", "BTF tracepoints do without; not needed")]
-    found += [_sdk(), _exporter()]
+    found += [_sdk(), _exporter(), *_context_hooks()]
     return Report(tuple(found))
 
 
@@ -289,3 +289,18 @@ def _exporter() -> Feature:
         "OTLP exporter", bool(otlp), ", ".join(names) or "none installed",
         use="programs that set up no exporter themselves (`ebpftrace run`)", hint="pip install 'ebpftrace[otlp]'",
     )  # fmt: skip
+
+
+def _context_hooks() -> list[Feature]:
+    """Try them in this process, with a context table that no kernel reads."""
+    try:
+        from ebpftrace.context import trial
+    except ImportError:  # the SDK is missing, or the publisher is not built: said already
+        return []
+    return [
+        Feature(
+            f"context hook {hook.name}", hook.on, hook.detail, use="the current span over switches",
+            hint="EBPFTRACE_CONTEXT_HOOKS chooses",
+        )
+        for hook in trial.hooks_that_work()
+    ]  # fmt: skip

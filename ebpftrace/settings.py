@@ -23,6 +23,7 @@ logger = logging.getLogger("ebpftrace.settings")
 MAX_OFF_CPU_US = 3_600_000_000
 MIN_RING_KIB = 4
 MAX_RING_KIB = 1 << 20
+CONTEXT_HOOKS = ("watcher", "run", "enter", "greenlet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,10 @@ class Settings:
 
     extras: bool = True
     """Use what only some kernels let a program have, such as fentry: see the programs' pages; EBPFTRACE_EXTRAS."""
+
+    context_hooks: tuple[str, ...] = ("auto",)
+    """How to follow contexts over the switches of event loops and greenlets: "auto", "none", or names of hooks;
+    EBPFTRACE_CONTEXT_HOOKS, comma separated."""
 
     output: str = ""
     """Also write all spans, the application's and the kernel's, to this file as OTLP JSON lines; EBPFTRACE_OUTPUT."""
@@ -86,6 +91,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "exec_roots": _words,
     "ring_kib": int,
     "extras": _boolean,
+    "context_hooks": _words,
     "output": str,
     "disabled": _boolean,
 }
@@ -104,6 +110,8 @@ def _check(name: str, value: Any) -> None:
 
         for program in value:
             find(program)
+    if name == "context_hooks":
+        _check_hooks(value)
     if name == "programs" and not value:
         raise ValueError("name at least one program, or set `disabled`")
     if name == "min_off_cpu_us" and not 0 <= value <= MAX_OFF_CPU_US:
@@ -114,6 +122,11 @@ def _check(name: str, value: Any) -> None:
         raise ValueError("it must not be empty")
     if name == "exec_roots" and any(len(root.encode()) > 63 for root in value):
         raise ValueError("a path or name may have 63 bytes at most")
+
+
+def _check_hooks(names: tuple[str, ...]) -> None:
+    if names not in (("auto",), ("none",)) and not (names and set(names) <= set(CONTEXT_HOOKS)):
+        raise ValueError(f"it must be auto, none, or some of {', '.join(CONTEXT_HOOKS)}")
 
 
 def variable(name: str) -> str:

@@ -212,15 +212,15 @@ static __always_inline struct ebt_line *ebt_thread_line(struct task_struct *task
  */
 static __always_inline bool ebt_enabled(const struct ebt_slot *slot)
 {
-	__u64 stamp;
+	struct ebt_python python;
 
 	if (slot->valid != 1 || !(slot->mask & ebt_program_bit))
 		return false;
 	if (!slot->stamp_addr)
 		return true;
-	if (bpf_probe_read_user(&stamp, sizeof(stamp), (void *)slot->stamp_addr))
+	if (bpf_probe_read_user(&python, sizeof(python), (void *)slot->stamp_addr))
 		return false;
-	return stamp == slot->stamp;
+	return ebt_stamp(&python) == slot->stamp;
 }
 
 /* A fresh id: never zero, never a kernel pointer, never what a ring's old bytes say. */

@@ -34,9 +34,20 @@ struct ebt_slot {
 	__u32 mask; /* programs enabled for this context */
 	__u32 tid; /* owner, in its innermost pid namespace; 0 = never used */
 	__u32 generation; /* counts the owners of this slot */
-	__u64 stamp_addr; /* user address of a u64 that moves when the context does; 0 = none */
-	__u64 stamp; /* its value when this was published */
+	__u64 stamp_addr; /* user address of a struct ebt_python; 0 = none */
+	__u64 stamp; /* ebt_stamp() of it when this was published */
 	__u64 claimed_ns; /* CLOCK_MONOTONIC */
+};
+
+/*
+ * What CPython keeps of a thread's contexts, as it lies in its PyThreadState.
+ * Another context, another thread state at the same address, one that is being
+ * taken down: at least one of these differs then.
+ */
+struct ebt_python {
+	__u64 context; /* address of the contextvars.Context */
+	__u64 switches; /* counts the contexts that took over */
+	__u64 thread; /* a number that no other thread state of the interpreter ever had */
 };
 
 /* Where wall time goes; the order is that of the ebpftrace.time.* attributes. */
@@ -117,6 +128,16 @@ EBT_ASSERT(sizeof(struct ebt_slot) == 64, "a slot is one cache line");
 EBT_ASSERT(sizeof(struct ebt_line) == 256, "a line is four cache lines");
 EBT_ASSERT(sizeof(struct ebt_hdr) == 16, "record head");
 EBT_ASSERT(sizeof(struct ebt_span) == 56, "span head");
+
+/*
+ * One number for all three.  The factors, 2^64 by the golden ratio and by that of
+ * the plastic number, keep sums of small multiples far apart.
+ */
+static inline __u64 ebt_stamp(const struct ebt_python *python)
+{
+	return python->context + python->switches * 0x9e3779b97f4a7c15ULL +
+	       python->thread * 0xc13fa9a902a6328fULL;
+}
 
 /* Home of a tid in the table (Knuth's multiplicative hash). */
 static inline __u32 ebt_slot_home(__u32 tid)

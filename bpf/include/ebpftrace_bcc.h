@@ -128,7 +128,8 @@ static __always_inline struct ebt_slot *ebt_current_slot(void)
 	void *table = bpf_map_lookup_elem(EBT_MAP(EBT_PROCESSES_FD), &tgid);
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct ebt_slot *slot;
-	__u64 stamp = 0, born = 0;
+	struct ebt_python python = {};
+	__u64 born = 0;
 
 	if (!table)
 		return NULL;
@@ -141,9 +142,9 @@ static __always_inline struct ebt_slot *ebt_current_slot(void)
 		return NULL;
 	if (!slot->stamp_addr)
 		return slot;
-	if (bpf_probe_read_user(&stamp, sizeof(stamp), (void *)slot->stamp_addr))
+	if (bpf_probe_read_user(&python, sizeof(python), (void *)slot->stamp_addr))
 		return NULL;
-	return stamp == slot->stamp ? slot : NULL;
+	return ebt_stamp(&python) == slot->stamp ? slot : NULL;
 }
 
 /* Begin a span below the one that the current thread runs; false, and nothing is done, when it runs none. */

@@ -14,6 +14,12 @@
 
 #define SAMPLED 0x01
 
+/* What BPF reads of a PyThreadState is one piece of it. */
+static_assert(offsetof(PyThreadState, context_ver) == offsetof(PyThreadState, context) + 8 &&
+		      offsetof(PyThreadState, id) == offsetof(PyThreadState, context) + 16 &&
+		      sizeof(struct ebt_python) == 24,
+	      "this CPython lays its PyThreadState out in another way");
+
 struct state state;
 struct counters counters;
 
@@ -22,11 +28,10 @@ struct counters counters;
 static int trace_id_bytes(PyObject *id, unsigned char *bytes)
 {
 #if PY_VERSION_HEX >= 0x030D0000
-	return PyLong_AsNativeBytes(id, bytes, 16,
-				    Py_ASNATIVEBYTES_BIG_ENDIAN |
-					    Py_ASNATIVEBYTES_UNSIGNED_BUFFER) < 0 ?
-		       -1 :
-		       0;
+	Py_ssize_t needed = PyLong_AsNativeBytes(
+		id, bytes, 16, Py_ASNATIVEBYTES_BIG_ENDIAN | Py_ASNATIVEBYTES_UNSIGNED_BUFFER);
+
+	return needed < 0 || needed > 16 ? -1 : 0; /* a larger number is cut off, not refused */
 #else
 	return _PyLong_AsByteArray((PyLongObject *)id, bytes, 16, 0, 0);
 #endif
@@ -84,8 +89,28 @@ static unsigned int context_mask(PyObject *context, PyObject *span_id)
 	return (unsigned int)mask;
 }
 
+/*
+ * Does reading `_context` of a span of this type run no Python?  One type is
+ * remembered, by a number that is the type's until it is changed.
+ */
+static bool span_is_plain(PyTypeObject *type)
+{
+	static unsigned int plain;
+	PyObject *found;
+
+	if (plain && type->tp_version_tag == plain)
+		return true;
+	if (type->tp_getattro != PyObject_GenericGetAttr)
+		return false;
+	found = _PyType_Lookup(type, state.context_attr);
+	if (found && !Py_IS_TYPE(found, &PyMemberDescr_Type))
+		return false;
+	plain = type->tp_version_tag;
+	return true;
+}
+
 /* New reference to the SpanContext tuple of the span in `context`, or NULL: none, or not one we know. */
-static PyObject *span_context(PyObject *context)
+static PyObject *span_context(PyObject *context, bool quiet)
 {
 	PyObject *span, *found;
 
@@ -94,7 +119,11 @@ static PyObject *span_context(PyObject *context)
 	span = PyDict_GetItemWithError(context, state.span_key);
 	if (!span)
 		return NULL;
+	if (quiet && !span_is_plain(Py_TYPE(span)))
+		return NULL;
 	found = PyObject_GetAttr(span, state.context_attr);
+	if (!found && quiet)
+		return NULL;
 	if (!found) {
 		PyErr_Clear();
 		found = PyObject_CallMethodNoArgs(span, state.get_span_context);
@@ -110,6 +139,7 @@ static void slot_store(struct ebt_slot *slot, PyObject *context, PyObject *span)
 {
 	unsigned long flags = PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(span, 3));
 	PyThreadState *thread = PyThreadState_Get();
+	struct ebt_python python = python_state(thread);
 
 	if (trace_id_store(PyTuple_GET_ITEM(span, 0), slot->trace_id) ||
 	    span_id_store(PyTuple_GET_ITEM(span, 1), slot->span_id)) {
@@ -118,32 +148,51 @@ static void slot_store(struct ebt_slot *slot, PyObject *context, PyObject *span)
 	}
 	slot->trace_flags = (__u8)flags;
 	slot->mask = flags & SAMPLED ? context_mask(context, PyTuple_GET_ITEM(span, 1)) : 0;
-	/* CPython counts the switches of contexts in a thread: another count, another context */
-	slot->stamp_addr = (__u64)(uintptr_t)&thread->context_ver;
-	slot->stamp = thread->context_ver;
+	slot->stamp_addr = (__u64)(uintptr_t)&thread->context;
+	slot->stamp = ebt_stamp(&python);
 	atomic_signal_fence(memory_order_seq_cst);
 	slot->valid = 1;
 }
 
-/* Called with no exception set; leaves none. */
-static void publish(PyObject *context)
+/*
+ * A thread state that is taken down loses its context, which the stamp shows;
+ * so there must be one.  There is none yet where a runtime context of another
+ * make keeps its own elsewhere.
+ */
+static bool context_exists(PyThreadState *thread)
 {
+	PyObject *copy;
+
+	if (thread->context)
+		return true;
+	copy = PyContext_CopyCurrent();
+	Py_XDECREF(copy);
+	return thread->context != NULL;
+}
+
+void publish(PyObject *context, bool quiet)
+{
+	PyThreadState *thread = PyThreadState_Get();
+	unsigned int number = ++self.publishes;
 	struct ebt_slot *slot;
 	PyObject *span;
 
 	if (!table.slots)
 		return;
-	slot = slot_mine();
-	if (!slot)
-		return;
+	switches_note(thread);
 	/* Only this thread's own switches and interrupts can look in between: a compiler fence is enough. */
-	slot->valid = 0;
+	slot = slot_known();
+	if (slot)
+		slot->valid = 0;
 	atomic_signal_fence(memory_order_seq_cst);
-	span = span_context(context);
+	span = span_context(context, quiet);
 	if (span) {
-		/* A span of another kind ran Python for that, and meanwhile the table may have gone, or changed. */
-		slot = table.slots ? slot_mine() : NULL;
-		if (slot && PyTuple_GET_ITEM(span, 5) == Py_True)
+		/*
+		 * A span of another kind ran Python for that, and meanwhile the table may have gone, or changed; what
+		 * was published meanwhile is newer than this.
+		 */
+		slot = table.slots && self.publishes == number ? slot_mine() : NULL;
+		if (slot && PyTuple_GET_ITEM(span, 5) == Py_True && context_exists(thread))
 			slot_store(slot, context, span);
 		Py_DECREF(span);
 	}
@@ -153,9 +202,9 @@ static void publish(PyObject *context)
 	}
 }
 
-static void publish_nothing(void)
+void publish_nothing(void)
 {
-	struct ebt_slot *slot = slot_mine();
+	struct ebt_slot *slot = slot_known();
 
 	if (slot)
 		slot->valid = 0;
@@ -207,7 +256,7 @@ static PyObject *runtime_attach(RuntimeContext *runtime, PyObject *context)
 		return NULL;
 	if (state.forked)
 		call_on_fork();
-	publish(context);
+	publish(context, false);
 	return token;
 }
 
@@ -221,7 +270,7 @@ static void publish_current(RuntimeContext *runtime)
 	PyErr_Fetch(&type, &value, &traceback);
 	context = inner_current(runtime);
 	if (context) {
-		publish(context);
+		publish(context, false);
 		Py_DECREF(context);
 	} else {
 		/* nobody knows what is current: it is not what was published before */
@@ -366,6 +415,22 @@ static PyObject *get_counters(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(i
 	return Py_BuildValue("{s:K,s:K}", "no_slot", counters.no_slot, "errors", counters.errors);
 }
 
+static PyObject *get_missed_switches(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	return PyLong_FromUnsignedLongLong(counters.missed);
+}
+
+static PyObject *get_current(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	struct ebt_slot *slot = table.slots ? slot_known() : NULL;
+
+	if (!slot || slot->valid != 1 ||
+	    ebt_stamp((struct ebt_python *)(uintptr_t)slot->stamp_addr) != slot->stamp)
+		Py_RETURN_NONE;
+	return PyBytes_FromStringAndSize((char *)slot->trace_id,
+					 sizeof(slot->trace_id) + sizeof(slot->span_id));
+}
+
 static PyMethodDef module_methods[] = {
 	{ "arm", table_arm, METH_VARARGS,
 	  "arm(slots_fd, lines_fd, clock_offset_ns=0): map a context table and publish into it from now on." },
@@ -378,6 +443,16 @@ static PyMethodDef module_methods[] = {
 	{ "set_default_mask", set_default_mask, METH_O,
 	  "Programs enabled for every sampled context." },
 	{ "counters", get_counters, METH_NOARGS, "What could not be published, by reason." },
+	{ "follow", switches_follow, METH_O,
+	  "follow(variable): publish this variable's value whenever it is set; hook() adds the other ways to change it." },
+	{ "leave", switches_leave, METH_NOARGS, "Take off all hooks, and follow no variable." },
+	{ "hook", switches_hook, METH_O,
+	  "hook(name): learn of switches by 'watcher', 'run', 'enter' or 'greenlet'; RuntimeError says why not." },
+	{ "unhook", switches_unhook, METH_O, "unhook(name): take one off." },
+	{ "missed_switches", get_missed_switches, METH_NOARGS,
+	  "How many switches no hook told of, while a variable was followed." },
+	{ "current", get_current, METH_NOARGS,
+	  "What a BPF program finds for the calling thread: trace id and span id as bytes, or None." },
 	{ "slot_bytes", table_slot_bytes, METH_NOARGS,
 	  "A copy of the calling thread's slot, or None." },
 	{ "begin", breakdown_begin, METH_O,
@@ -450,7 +525,7 @@ PyMODINIT_FUNC PyInit__publisher(void)
 				"no thread key or fork handler left in this process");
 		return NULL;
 	}
-	if (state_init() || PyType_Ready(&runtime_type))
+	if (state_init() || greenlets_init() || PyType_Ready(&runtime_type))
 		return NULL;
 	module = PyModule_Create(&module_def);
 	if (!module)
@@ -462,6 +537,8 @@ PyMODINIT_FUNC PyInit__publisher(void)
 	    PyModule_AddIntConstant(module, "SHARED_THREAD", SHARED_THREAD) ||
 	    PyModule_AddIntConstant(module, "NO_ROOM", NO_ROOM) ||
 	    PyModule_AddIntConstant(module, "TABLE_SLOTS", EBT_TABLE_SLOTS) ||
+	    PyModule_AddIntConstant(module, "SLOT_BYTES", sizeof(struct ebt_slot)) ||
+	    PyModule_AddIntConstant(module, "LINE_BYTES", sizeof(struct ebt_line)) ||
 	    add_time_keys(module)) {
 		Py_DECREF(module);
 		return NULL;

@@ -2,7 +2,9 @@
 /*
  * What the parts of the publisher share: _table.c has the context table and the
  * calling thread's place in it, _breakdown.c reads the kernel's account of the
- * thread, _publisher.c publishes and is the Python module.
+ * thread, _switches.c learns of contexts that take over without OpenTelemetry
+ * (_methods.c and _imports.c put it there), _publisher.c publishes and is the
+ * Python module.
  *
  * All of it runs with the GIL held, but for the thread-exit destructor.
  */
@@ -14,6 +16,7 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <time.h>
 
 #include "ebpftrace_abi.h"
@@ -43,6 +46,9 @@ struct thread {
 	unsigned int epoch; /* of the table that `slot` is in */
 	unsigned int full_epoch; /* of the table that had no room for this thread... */
 	unsigned int full_releases; /* ...when so many slots had been given back */
+	unsigned int publishes; /* counts them: did another come in between? */
+	unsigned int traced; /* number of the installation whose greenlet tracer this thread has */
+	__u64 seen; /* PyThreadState.context_ver, as far as we know how it came about; 0 = new */
 	struct accounts *open; /* of its open spans */
 };
 
@@ -70,6 +76,7 @@ extern struct state state;
 struct counters {
 	unsigned long long no_slot; /* threads that found the table full */
 	unsigned long long errors; /* contexts that could not be published */
+	unsigned long long missed; /* switches of context that no hook told of */
 };
 
 extern struct counters counters;
@@ -88,6 +95,26 @@ static inline struct ebt_slot *slot_mine(void)
 	return slot_claim();
 }
 
+/* The calling thread's slot when it has one already. */
+static inline struct ebt_slot *slot_known(void)
+{
+	return self.epoch == table.epoch ? self.slot : NULL;
+}
+
+/*
+ * Publish what `context` says of the calling thread; called with no exception
+ * set, leaves none.  `quiet`: run no Python for it, rather publish nothing.
+ */
+void publish(PyObject *context, bool quiet);
+void publish_nothing(void);
+
+/* What CPython says of the thread's contexts, for the stamp. */
+static inline struct ebt_python python_state(const PyThreadState *thread)
+{
+	return (struct ebt_python){ (__u64)(uintptr_t)thread->context, thread->context_ver,
+				    thread->id };
+}
+
 /* What _table.c and _breakdown.c give to the module. */
 int table_init(void);
 PyObject *table_arm(PyObject *module, PyObject *args);
@@ -100,6 +127,79 @@ enum { KERNEL_SPAN, MEASURED, ANOTHER_THREAD, SHARED_THREAD, NO_ROOM };
 
 PyObject *breakdown_begin(PyObject *module, PyObject *span);
 PyObject *breakdown_end(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+/* --- _switches.c --- */
+
+struct switches {
+	PyInterpreterState
+		*interp; /* the hooks are the process's; this one's contexts are followed */
+	PyObject *
+		variable; /* its value in the current context is what runs; NULL = nothing is followed */
+	unsigned int installation; /* counts them */
+};
+
+extern struct switches switches;
+
+/* This thread's contexts changed unseen: look for what is there to be hooked now. */
+void switches_missed(PyThreadState *thread);
+
+static inline void switches_note(PyThreadState *thread)
+{
+	if (self.seen != thread->context_ver && switches.variable)
+		switches_missed(thread);
+}
+
+/* Another context has taken over, in whatever way: publish what it says. */
+void switched(PyThreadState *thread);
+
+PyObject *switches_follow(PyObject *module, PyObject *variable);
+PyObject *switches_leave(PyObject *module, PyObject *ignored);
+PyObject *switches_hook(PyObject *module, PyObject *name);
+PyObject *switches_unhook(PyObject *module, PyObject *name);
+
+/* Is what this thread does our business? */
+static inline bool switches_follow_thread(const PyThreadState *thread)
+{
+	return table.slots && switches.variable && thread->interp == switches.interp;
+}
+
+/* --- _greenlets.c --- */
+
+extern bool greenlets_followed;
+
+int greenlets_on(void);
+/* In this thread at once, in the others at their next switch. */
+void greenlets_off(void);
+/* Trace the calling thread's greenlets, once the module greenlet was imported. */
+void greenlets_trace(void);
+int greenlets_init(void);
+
+/* --- _methods.c: methods of built-in types, replaced in the interpreter's own table --- */
+
+struct method {
+	PyTypeObject *type;
+	const char *name;
+	int flags; /* how its function is called */
+	PyCFunction ours;
+	PyCFunction was; /* stays readable to whoever is in ours when it is taken off */
+	PyMethodDef *def; /* where ours is now; NULL = nowhere */
+};
+
+/* 0, or -1 with an exception that says why not. */
+int method_replace(struct method *method);
+/* False when somebody replaced ours meanwhile: it stays then. */
+bool method_restore(struct method *method);
+
+/* --- _imports.c: functions that loaded libraries import, replaced where they keep the address --- */
+
+struct import {
+	const char *name;
+	void *real, *ours;
+};
+
+/* Replace them in all libraries that are loaded now; cheap when none came since.  Returns the number of places. */
+unsigned int imports_replace(const struct import *imports, unsigned int count);
+void imports_restore(void);
 
 #pragma GCC visibility pop
 

@@ -3,8 +3,9 @@
 
 `opentelemetry.context` looks its runtime context up in a module global at every attach and detach, so replacing the
 global reaches code that was imported before us. The one that was there, a vendor's perhaps, goes on working inside
-ours. Switches of context that OpenTelemetry does not see (asyncio, greenlets) make what is published stale, never
-wrong: the publisher stamps it with CPython's own count of context switches.
+ours. Switches of context that OpenTelemetry does not see (asyncio, greenlets) are followed by the hooks of
+`switches.py`; where none does, what is published becomes stale, never wrong: the publisher stamps it with what CPython
+itself keeps of the thread's contexts.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING
 import opentelemetry.context as otel
 from opentelemetry.trace.propagation import _SPAN_KEY
 
-from ebpftrace.context import _publisher
+from ebpftrace.context import _publisher, switches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 logger = logging.getLogger("ebpftrace.context")
 
@@ -27,16 +28,21 @@ MASK_KEY = otel.create_key("ebpftrace-mask")
 """Context key; the value is (mask for this context and all below, mask for one span alone, that span's id)."""
 
 
-def install(on_fork: Callable[[], None]) -> None:
-    """Publish from now on, in every thread, at each attach and detach; idempotent.
+def install(on_fork: Callable[[], None], context_hooks: Sequence[str] = ("auto",)) -> None:
+    """Publish from now on, in every thread, at each attach, detach and switch of contexts; idempotent.
 
     Args:
         on_fork: called in a forked child, once, at its first attach.
+        context_hooks: how to learn of switches, as in the setting.
     """
     _publisher.configure(span_key=_SPAN_KEY, mask_key=MASK_KEY, on_fork=on_fork)
-    inner = otel._RUNTIME_CONTEXT
-    if not isinstance(inner, _publisher.RuntimeContext):
-        otel._RUNTIME_CONTEXT = _publisher.RuntimeContext(inner, _context_variable(inner))  # type: ignore[assignment]
+    runtime = otel._RUNTIME_CONTEXT
+    inner = runtime.inner if isinstance(runtime, _publisher.RuntimeContext) else runtime
+    variable = _context_variable(inner)
+    if inner is runtime:
+        otel._RUNTIME_CONTEXT = _publisher.RuntimeContext(inner, variable)  # type: ignore[assignment]
+    publish_current()
+    switches.follow(variable, context_hooks)
     publish_current()
 
 
@@ -60,6 +66,7 @@ def publish_current() -> None:
 
 def uninstall() -> None:
     """Put back what was there, unless somebody wrapped us meanwhile: then stay, doing nothing."""
+    switches.leave()
     runtime = otel._RUNTIME_CONTEXT
     if isinstance(runtime, _publisher.RuntimeContext):
         otel._RUNTIME_CONTEXT = runtime.inner

@@ -118,7 +118,7 @@ class Session:
         sockets.arm(kernel.ties(), namespace_offset_ns())
         if settings.breakdown and "sched" in kernel.bits():
             self._binding.measure()
-        hooks.install(_restart_in_child)
+        hooks.install(_restart_in_child, settings.context_hooks)
 
     def _tear_down(self, *, keep_output: bool = False) -> None:
         """Take everything down, in the order in which nothing is used after it is gone; idempotent.
@@ -298,7 +298,7 @@ def _after_fork_in_child() -> None:
     from ebpftrace.context import _publisher, hooks
 
     _publisher.disarm()
-    hooks.install(_restart_in_child)  # start() does it last, and may not have come to it
+    hooks.install(_restart_in_child, session.settings.context_hooks)  # start() may not have come to it
     _publisher.expect_fork()
 
 

@@ -22,6 +22,7 @@ def collect(session: Session) -> dict[str, Any]:
         "spans": _spans(session),
         "reader": _reader(session),
         "publisher": _publisher(),
+        "context_hooks": _context_hooks(),
         "sockets": _sockets(),
         "breakdown": _sum(session._binding.breakdown_stats()) if session._binding is not None else {},
     }
@@ -65,6 +66,11 @@ def _publisher() -> dict[str, int]:
     except ImportError:  # not built: start() has said so
         return {}
     return publisher.counters()
+
+
+def _context_hooks() -> dict[str, Any]:
+    switches = sys.modules.get("ebpftrace.context.switches")
+    return switches.stats() if switches is not None else {}
 
 
 def _sockets() -> dict[str, int]:

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
+import pytest
 from harness import App, kernel, named, own, run
 
 SHORT_MS, LONG_MS = 2, 30
 
 
-def interleaved():
+async def _take_turns(app):
     """Two coroutines take turns; each keeps the thread asleep for a time of its own."""
-    app = App()
 
     async def task(name, milliseconds):
         with app.traced(name, "sched"):
@@ -21,31 +22,102 @@ def interleaved():
                 time.sleep(milliseconds / 1000)  # noqa: ASYNC251  (a wait that must not be blamed on the other task)
                 await asyncio.sleep(0)
 
-    async def main():
-        await asyncio.gather(task("short", SHORT_MS), task("long", LONG_MS))
+    await asyncio.gather(task("short", SHORT_MS), task("long", LONG_MS))
 
-    asyncio.run(main())
+
+def interleaved(loop, hooks):
+    """Coroutines on a loop."""
+    app = App(context_hooks=[hooks])
+    if loop == "uvloop":
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_take_turns(app))
+    elif loop == "eager":
+        with asyncio.Runner() as runner:
+            runner.get_loop().set_task_factory(asyncio.eager_task_factory)
+            runner.run(_take_turns(app))
+    else:
+        asyncio.run(_take_turns(app))
     return {"spans": app.spans(), "stats": app.session.stats()["breakdown"]}
 
 
-def test_no_wrong_parent():
-    """Of two coroutines that take turns, neither gets the other one's waits."""
-    spans = run(interleaved).value["spans"]
+def greenlets(loop, hooks):
+    """The same by greenlets, of gevent or switched by hand."""
+    app = App(context_hooks=[hooks])
+    pause = None
+
+    def task(name, milliseconds):
+        with app.traced(name, "sched"):
+            for _ in range(15):
+                time.sleep(milliseconds / 1000)
+                pause()
+
+    works = [("short", SHORT_MS), ("long", LONG_MS)]
+    if loop == "gevent":
+        import gevent
+
+        pause = gevent.sleep
+        gevent.joinall([gevent.spawn(task, *work) for work in works])
+    else:
+        import greenlet
+
+        main = greenlet.getcurrent()
+        pause = main.switch
+        tasks = [greenlet.greenlet(task) for _ in works]
+        for one, work in zip(tasks, works, strict=True):
+            one.switch(*work)
+        while not all(one.dead for one in tasks):
+            for one in tasks:
+                one.switch()
+    return {"spans": app.spans(), "stats": app.session.stats()["breakdown"]}
+
+
+def waits(spans):
+    """How long the waits were under the short and under the long span, in ms; every wait is under one of them."""
     sleeps = [span for span in kernel(spans) if span["name"] == "sleep"]
-    short, long = (
+    found = [
         [span["wall"] / 1e6 for span in sleeps if span["parent"] == named(spans, name)["id"]]
         for name in ("short", "long")
-    )
+    ]
+    assert len(sleeps) == len(found[0]) + len(found[1])
+    return found
+
+
+LOOPS = [
+    (interleaved, "asyncio"),
+    (interleaved, "uvloop"),
+    pytest.param(
+        interleaved, "eager", marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="no eager tasks before 3.12")
+    ),
+    (greenlets, "by hand"),
+    (greenlets, "gevent"),
+]
+
+
+@pytest.mark.parametrize(("work", "loop"), LOOPS)
+def test_right_parent(work, loop):
+    """Of two tasks that take turns, each gets all of its own waits."""
+    short, long = waits(run(work, loop, "auto").value["spans"])
+
+    assert (15, 15) == (len(short), len(long))
+    assert [] == [wall for wall in short if wall >= LONG_MS]
+    assert [] == [wall for wall in long if wall < LONG_MS]
+
+
+@pytest.mark.parametrize(("work", "loop"), LOOPS)
+def test_no_wrong_parent(work, loop):
+    """Without hooks, waits before the first switch are there, and none is under the other one's span."""
+    short, long = waits(run(work, loop, "none").value["spans"])
 
     assert short
-    assert len(sleeps) == len(short) + len(long)
     assert [] == [wall for wall in short if wall >= LONG_MS]
     assert [] == [wall for wall in long if wall < LONG_MS]
 
 
 def test_suspended_spans():
     """A coroutine's span that was suspended has no breakdown, for its thread's time was not its own; it is counted."""
-    found = run(interleaved).value
+    found = run(interleaved, "asyncio", "auto").value
 
     assert [{}, {}] == [span["times"] for span in own(found["spans"])]
     assert 2 == found["stats"]["shared_thread"]
