@@ -32,7 +32,8 @@ struct place {
 
 static struct place places[MAX_PLACES];
 static unsigned int place_count;
-static unsigned long long seen_loads; /* of libraries into this process, when we looked last; 0 = never */
+static unsigned long long
+	seen_loads; /* of libraries into this process, when we looked last; 0 = never */
 
 struct search {
 	const struct import *imports;

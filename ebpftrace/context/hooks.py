@@ -42,7 +42,7 @@ def install(on_fork: Callable[[], None], context_hooks: Sequence[str] = ("auto",
     if inner is runtime:
         otel._RUNTIME_CONTEXT = _publisher.RuntimeContext(inner, variable)  # type: ignore[assignment]
     publish_current()
-    switches.follow(variable, context_hooks)
+    switches.follow(variable, context_hooks, publish_current)
     publish_current()
 
 

@@ -52,7 +52,7 @@ class Hook:
     detail: str
 
 
-_hooks: tuple[Hook, ...] = ()
+_hooks: tuple[Hook, ...] = ()  # all of CONTEXT_HOOKS, or none while the library does not run
 _told: set[str] = set()
 
 
@@ -67,13 +67,14 @@ def stats() -> dict[str, Any]:
     return {"hooks": found, "missed_switches": _publisher.missed_switches()}
 
 
-def follow(variable: Variable | None, wanted: Sequence[str]) -> None:
+def follow(variable: Variable | None, wanted: Sequence[str], publish: Callable[[], None]) -> None:
     """Install the hooks for the variable that holds OpenTelemetry's context, and try each of them; idempotent.
 
     Args:
         variable: None when a runtime context of another make keeps its contexts in a way of its own: only Python code
             could ask it, and none may run in the middle of a switch.
         wanted: names of hooks, "auto" or "none".
+        publish: publishes what the calling thread has current.
     """
     global _hooks  # noqa: PLW0603  (replaced whole, so that readers need no lock)
     if _hooks or not _publisher.armed():
@@ -86,12 +87,17 @@ def follow(variable: Variable | None, wanted: Sequence[str]) -> None:
         _check(_set(variable))
     except Exception as error:  # noqa: BLE001  (whatever it is: contexts that are set past OpenTelemetry are not seen)
         _tell("set", error)
-    found = {name: _install(name) for name in CONTEXT_HOOKS if name in _chosen(wanted)}
-    for name, problem in found.items():
-        found[name] = problem or _try(name, variable)
+    found: dict[str, str] = {}
+
+    def add(*names: str) -> None:
+        found.update({name: _install(name) for name in names})
+        for name in names:
+            publish()
+            found[name] = found[name] or _try(name, variable)
+
+    add(*_chosen(wanted))
     if "auto" in wanted and found.get("watcher"):  # the next safe mode
-        for name in ("run", "enter"):
-            found[name] = _install(name) or _try(name, variable)
+        add("run", "enter")
     _hooks = tuple(_verdict(name, found.get(name)) for name in CONTEXT_HOOKS)
 
 

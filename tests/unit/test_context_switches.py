@@ -262,6 +262,17 @@ def test_auto(table, runtime_of_opentelemetry):
     assert otel._RUNTIME_CONTEXT is runtime
 
 
+@pytest.mark.parametrize("wanted", [["auto"], ["greenlet"]])
+def test_started_within_a_span(table, runtime_of_opentelemetry, wanted):
+    """Trying the hooks in the middle of a span leaves that span published."""
+    token = otel.attach(context(1))
+    hooks.install(lambda: None, wanted)
+
+    assert not [hook for hook in switches.hooks() if hook.detail.startswith("self-test")]
+    assert ids(1) == _publisher.current()
+    otel.detach(token)
+
+
 @pytest.mark.parametrize("wanted", ["none", "run", "greenlet"])
 def test_chosen(table, runtime_of_opentelemetry, wanted):
     """The setting names the hooks that are installed."""
