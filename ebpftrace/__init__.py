@@ -18,7 +18,7 @@ Importing this costs next to nothing: what is needed is imported by what is used
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ebpftrace._version import version as __version__
 
@@ -33,13 +33,15 @@ __all__ = ["Session", "__version__", "enable", "start", "stats", "stop", "trace_
 def start(
     *,
     programs: tuple[str, ...] | list[str] | None = None,
-    enable: tuple[str, ...] | list[str] | None = None,
+    enable: tuple[str, ...] | list[str] | Literal["sampled"] | None = None,
     breakdown: bool | None = None,
     service_name: str | None = None,
     min_off_cpu_us: int | None = None,
     exec_roots: tuple[str, ...] | list[str] | None = None,
     ring_kib: int | None = None,
     context_hooks: tuple[str, ...] | list[str] | None = None,
+    extras: bool | None = None,
+    otel_context: bool | None = None,
     output: str | None = None,
     disabled: bool | None = None,
 ) -> Session:
@@ -51,7 +53,7 @@ def start(
 
     Args:
         programs: programs to load (default: all); they act only where a span enables them.
-        enable: programs enabled for every sampled span.
+        enable: programs enabled for every sampled span; "sampled" for all that are loaded.
         breakdown: put `ebpftrace.time.*` on every ended span (default: yes).
         service_name: `service.name` of the kernel's spans (default: "kernel").
         min_off_cpu_us: a wait shorter than this makes no span of its own (default: 100).
@@ -59,6 +61,8 @@ def start(
         ring_kib: size of each program's ring buffer, a power of two (default: 1024).
         context_hooks: how to follow the current span over the switches of event loops and greenlets: ["auto"]
             (default), ["none"], or names of hooks.
+        extras: let programs use hooks that only some kernels have (default: yes).
+        otel_context: let other readers of OpenTelemetry's context find this process's (default: yes).
         output: also write all spans, the application's and the kernel's, to this file as OTLP JSON lines.
         disabled: do nothing.
 
@@ -71,13 +75,15 @@ def start(
 
     given: dict[str, Any] = {
         "programs": None if programs is None else _names("programs", programs),
-        "enable": None if enable is None else _names("enable", enable),
+        "enable": ("sampled",) if enable == "sampled" else None if enable is None else _names("enable", enable),
         "breakdown": breakdown,
         "service_name": service_name,
         "min_off_cpu_us": min_off_cpu_us,
         "exec_roots": None if exec_roots is None else _names("exec_roots", exec_roots),
         "ring_kib": ring_kib,
         "context_hooks": None if context_hooks is None else _names("context_hooks", context_hooks),
+        "extras": extras,
+        "otel_context": otel_context,
         "output": output,
         "disabled": disabled,
     }

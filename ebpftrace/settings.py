@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ebpftrace.settings")
 
+SAMPLED = "sampled"
+"""As `enable`: every program that is loaded, for every sampled span."""
 MAX_OFF_CPU_US = 3_600_000_000
 MIN_RING_KIB = 4
 MAX_RING_KIB = 1 << 20
@@ -34,7 +36,8 @@ class Settings:
     """Programs to load; EBPFTRACE_PROGRAMS, comma separated. They act only where a context enables them."""
 
     enable: tuple[str, ...] = ()
-    """Programs enabled for every sampled span, not just where `enable()` says; EBPFTRACE_ENABLE, comma separated."""
+    """Programs enabled for every sampled span, not just where `enable()` says; EBPFTRACE_ENABLE, comma separated.
+    "sampled" is the word for all that are loaded."""
 
     breakdown: bool = True
     """Put the kernel time breakdown on every ended span; EBPFTRACE_BREAKDOWN."""
@@ -58,6 +61,9 @@ class Settings:
     context_hooks: tuple[str, ...] = ("auto",)
     """How to follow contexts over the switches of event loops and greenlets: "auto", "none", or names of hooks;
     EBPFTRACE_CONTEXT_HOOKS, comma separated."""
+    otel_context: bool = True
+    """Let other readers of OpenTelemetry's context, such as its eBPF profiler, find this process's: OTEP 4719 and 4947;
+    EBPFTRACE_OTEL_CONTEXT. Also where kernel tracing cannot be on."""
 
     output: str = ""
     """Also write all spans, the application's and the kernel's, to this file as OTLP JSON lines; EBPFTRACE_OUTPUT."""
@@ -92,6 +98,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "ring_kib": int,
     "extras": _boolean,
     "context_hooks": _words,
+    "otel_context": _boolean,
     "output": str,
     "disabled": _boolean,
 }
@@ -109,7 +116,10 @@ def _check(name: str, value: Any) -> None:
         from ebpftrace.programs import find  # the catalogue reads files: only for those who name programs
 
         for program in value:
-            find(program)
+            if name == "enable" and program == SAMPLED:
+                _check_alone(value)
+            else:
+                find(program)
     if name == "context_hooks":
         _check_hooks(value)
     if name == "programs" and not value:
@@ -127,6 +137,11 @@ def _check(name: str, value: Any) -> None:
 def _check_hooks(names: tuple[str, ...]) -> None:
     if names not in (("auto",), ("none",)) and not (names and set(names) <= set(CONTEXT_HOOKS)):
         raise ValueError(f"it must be auto, none, or some of {', '.join(CONTEXT_HOOKS)}")
+
+
+def _check_alone(enable: tuple[str, ...]) -> None:
+    if enable != (SAMPLED,):
+        raise ValueError(f"{SAMPLED!r} means all programs that are loaded, and stands alone")
 
 
 def variable(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ebpftrace.errors import CommandError
 from ebpftrace.programs import find, names
 from ebpftrace.runtime import autostart
-from ebpftrace.settings import resolve, variable
+from ebpftrace.settings import SAMPLED, resolve, variable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -40,7 +40,8 @@ class RunCommand:
             "--enable",
             metavar="PROGRAMS",
             default=",".join(names()),
-            help="programs that act for every sampled span, comma separated, or 'none' (default: %(default)s)",
+            help="programs that act for every sampled span, comma separated; 'sampled' for the "
+            "EBPFTRACE_PROGRAMS, 'none' for none (default: %(default)s)",
         )
         parser.add_argument("--service-name", metavar="NAME", help="service.name of the kernel's spans")
         parser.add_argument(
@@ -73,7 +74,7 @@ class RunCommand:
 
 def _set_environment(args: argparse.Namespace, environment: dict[str, str]) -> None:
     enabled = [] if args.enable == "none" else [name for name in args.enable.split(",") if name]
-    for name in enabled:
+    for name in enabled if enabled != [SAMPLED] else ():
         find(name)  # a wrong name is an error here, not a warning in the program's log
     environment[variable("enable")] = ",".join(enabled)
     for name in ("service_name", "min_off_cpu_us"):

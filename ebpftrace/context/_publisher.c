@@ -455,6 +455,12 @@ static PyMethodDef module_methods[] = {
 	  "What a BPF program finds for the calling thread: trace id and span id as bytes, or None." },
 	{ "slot_bytes", table_slot_bytes, METH_NOARGS,
 	  "A copy of the calling thread's slot, or None." },
+	{ "otel_publish", otel_publish, METH_O,
+	  "otel_publish(payload): make or update this process's OTEP 4719 process context; threads that get a slot from now on "
+	  "are found by OTEP 4947." },
+	{ "otel_withdraw", otel_withdraw, METH_NOARGS, "Take the process context away again." },
+	{ "otel_address", otel_address, METH_NOARGS,
+	  "Where the process context is; 0: not published." },
 	{ "begin", breakdown_begin, METH_O,
 	  "begin(span): note how this thread's account stands at the start of a span." },
 	{ "end", (PyCFunction)(void (*)(void))breakdown_end, METH_FASTCALL,

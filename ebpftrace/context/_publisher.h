@@ -3,8 +3,8 @@
  * What the parts of the publisher share: _table.c has the context table and the
  * calling thread's place in it, _breakdown.c reads the kernel's account of the
  * thread, _switches.c learns of contexts that take over without OpenTelemetry
- * (_methods.c and _imports.c put it there), _publisher.c publishes and is the
- * Python module.
+ * (_methods.c and _imports.c put it there), _otel_ctx.c leads other readers to
+ * the slots, _publisher.c publishes and is the Python module.
  *
  * All of it runs with the GIL held, but for the thread-exit destructor.
  */
@@ -121,6 +121,16 @@ PyObject *table_arm(PyObject *module, PyObject *args);
 PyObject *table_disarm(PyObject *module, PyObject *ignored);
 PyObject *table_armed(PyObject *module, PyObject *ignored);
 PyObject *table_slot_bytes(PyObject *module, PyObject *ignored);
+
+/* What _otel_ctx.c does for readers of OTEP 4947 when this thread gets a slot, gives it back... */
+void otel_point(struct ebt_slot *slot);
+void otel_unpoint(void);
+/* ...when the table of all threads goes, and in the child of a fork. */
+void otel_unpoint_all(void);
+void otel_forget(void);
+PyObject *otel_publish(PyObject *module, PyObject *payload);
+PyObject *otel_withdraw(PyObject *module, PyObject *ignored);
+PyObject *otel_address(PyObject *module, PyObject *ignored);
 
 /* What became of a span's measurement; breakdown.processor counts them under these names. */
 enum { KERNEL_SPAN, MEASURED, ANOTHER_THREAD, SHARED_THREAD, NO_ROOM };

@@ -42,6 +42,7 @@ static void table_forget(void)
 	table.lines = NULL;
 	table.epoch = 0;
 	self.slot = NULL;
+	otel_forget();
 }
 
 static bool table_lost(void)
@@ -55,6 +56,7 @@ static void slot_release(void *arg)
 
 	if (table_lost())
 		table_forget();
+	otel_unpoint();
 	pthread_mutex_lock(&table_lock);
 	if (table.epoch && self.epoch == table.epoch && self.slot == slot) {
 		slot->valid = 0;
@@ -111,6 +113,7 @@ struct ebt_slot *slot_claim(void)
 			self.slot = slot;
 			self.epoch = table.epoch;
 			pthread_setspecific(exit_key, slot);
+			otel_point(slot);
 			return slot;
 		}
 	}
@@ -176,6 +179,7 @@ PyObject *table_disarm(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)
 	table.epoch = 0;
 	pthread_mutex_unlock(&table_lock);
 	if (slots) {
+		otel_unpoint_all();
 		munmap(slots, sizeof(*slots) * EBT_TABLE_SLOTS);
 		munmap((void *)lines, sizeof(*lines) * EBT_TABLE_SLOTS);
 	}

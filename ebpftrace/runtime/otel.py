@@ -73,7 +73,7 @@ class ProviderBinding:
         self._last: weakref.ref[TracerProvider] | None = None
         self._own: Sink | None = None  # for spans of which no provider is known
         self._active = True
-        self._unhook = _hook_get_tracer(self.bind)
+        self._unhook = hook_get_tracer(self.bind)
         for known in list(_bound):  # after a fork, or stop() and start(), the application asks for no new tracers
             self.bind(known)
         provider = trace._TRACER_PROVIDER  # not get_tracer_provider(): that may make one
@@ -204,7 +204,7 @@ def _put_first(provider: TracerProvider, processor: SpanProcessor) -> None:
         active._span_processors = (processor, *before)
 
 
-def _hook_get_tracer(bind: Callable[[TracerProvider], None]) -> Callable[[], None]:
+def hook_get_tracer(bind: Callable[[TracerProvider], None]) -> Callable[[], None]:
     """Have `bind` called with every provider that is asked for a tracer; returns what takes that back."""
     original = TracerProvider.get_tracer
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
-from ebpftrace.settings import Settings, resolve
+from ebpftrace.settings import SAMPLED, Settings, resolve
 from ebpftrace.spans.green import in_real_thread, threads_are_greenlets
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ebpftrace.runtime.loader import KernelSide
     from ebpftrace.runtime.otel import ProviderBinding
+    from ebpftrace.runtime.process_context import ProcessContext
     from ebpftrace.spans.pipeline import SdkPipeline
     from ebpftrace.spans.reader import Reader
 
@@ -66,7 +67,9 @@ class Session:
         self._pipeline: SdkPipeline | None = None
         self._reader: Reader | None = None
         self._binding: ProviderBinding | None = None
+        self._context: ProcessContext | None = None
         self._forked = False
+        self._quiet = False  # the parent of this fork has said already that kernel tracing is off
         self._last_stats: dict[str, Any] = {}
         self._counting = threading.Lock()  # the kernel's counters are read; its maps must not go meanwhile
 
@@ -76,9 +79,10 @@ class Session:
             _refuse_early(self.settings)
             self._bring_up()
         except EbpftraceError as error:
-            self._tear_down(keep_output=bool(self.settings.output))
+            self._tear_down(keep_output=bool(self.settings.output), keep_context=True)
             self.reason = _explain(error)
-            logger.warning("kernel tracing is off: %s", self.reason)
+            logger.log(logging.DEBUG if self._quiet else logging.WARNING, "kernel tracing is off: %s", self.reason)
+            self._publish_without_kernel()
         except Exception as error:  # a bug of ours must not end the application
             self._tear_down()
             self.reason = f"{type(error).__name__}: {error}"
@@ -88,9 +92,10 @@ class Session:
 
     def _bring_up(self) -> None:
         from ebpftrace.context import _publisher, hooks, sockets
-        from ebpftrace.context.enable import program_mask, set_program_bits
+        from ebpftrace.context.enable import set_program_bits
         from ebpftrace.runtime.loader import KernelSide
         from ebpftrace.runtime.otel import ProviderBinding
+        from ebpftrace.runtime.process_context import ProcessContext
         from ebpftrace.spans.clock import namespace_offset_ns
         from ebpftrace.spans.pipeline import SdkPipeline
         from ebpftrace.spans.reader import Reader
@@ -98,6 +103,9 @@ class Session:
         global _imported  # noqa: PLW0603
         _imported = True
         settings = self.settings
+        if settings.otel_context:
+            self._context = ProcessContext()
+            self._context.open()
         self._binding = ProviderBinding(
             self.flush,
             service_name=settings.service_name,
@@ -113,22 +121,38 @@ class Session:
         self._pipeline = SdkPipeline(layouts, self._binding.emit)
         self._reader = Reader(rings, self._pipeline.consume)
         set_program_bits(kernel.bits())
-        _publisher.set_default_mask(program_mask(settings.enable) if settings.enable else 0)
+        _publisher.set_default_mask(_default_mask(settings))
         _publisher.arm(kernel.slots.fd, kernel.lines.fd, namespace_offset_ns())
         sockets.arm(kernel.ties(), namespace_offset_ns())
         if settings.breakdown and "sched" in kernel.bits():
             self._binding.measure()
         hooks.install(_restart_in_child, settings.context_hooks)
 
-    def _tear_down(self, *, keep_output: bool = False) -> None:
+    def _publish_without_kernel(self) -> None:
+        """Go on publishing for the readers that the process context tells of it."""
+        if self._context is None or not self._context.published:
+            return
+        from ebpftrace.context import hooks
+        from ebpftrace.runtime.process_context import arm_without_kernel
+
+        try:
+            arm_without_kernel()
+        except OSError as error:
+            logger.warning("contexts are published to nobody: %s", error)
+            self._context.close()
+        else:
+            hooks.install(_restart_in_child, self.settings.context_hooks)
+
+    def _tear_down(self, *, keep_output: bool = False, keep_context: bool = False) -> None:
         """Take everything down, in the order in which nothing is used after it is gone; idempotent.
 
         Args:
             keep_output: leave the output file to the application's spans, of which there are some all the same.
+            keep_context: leave the process context, of which others may have use all the same.
         """
         from ebpftrace.runtime.stats import collect
 
-        if self._kernel is not None:
+        if self._kernel is not None or self._context is not None:
             from ebpftrace.context import _publisher, hooks, sockets
             from ebpftrace.context.enable import set_program_bits
 
@@ -142,6 +166,8 @@ class Session:
         emptied = self._reader.close() if self._reader is not None else True
         if self._binding is not None and not keep_output:
             self._binding.close()
+        if self._context is not None and not keep_context:
+            self._context.close()
         with self._counting:
             self._last_stats = collect(self)
             self._reader = None
@@ -200,7 +226,10 @@ class Session:
             self._reader.forget()
         if self._binding is not None:
             self._binding.forget()
-        self._kernel = self._reader = self._pipeline = self._binding = None
+        if self._context is not None:
+            self._context.forget()
+        self._quiet = self._quiet if self._forked else not self.active
+        self._kernel = self._reader = self._pipeline = self._binding = self._context = None
         self._last_stats = {}
         self._counting = threading.Lock()
         self._forked = True
@@ -220,6 +249,15 @@ def _refuse_early(settings: Settings) -> None:
         raise UnsupportedError("ebpftrace", "the setting `disabled` (EBPFTRACE_DISABLED) is on")
 
 
+def _default_mask(settings: Settings) -> int:
+    """The programs that act for every sampled span."""
+    from ebpftrace.context.enable import program_mask
+
+    if settings.enable == (SAMPLED,):
+        return program_mask(())
+    return program_mask(settings.enable) if settings.enable else 0
+
+
 def _explain(error: EbpftraceError) -> str:
     import errno
 
@@ -235,7 +273,7 @@ def start(**given: Any) -> Session:
     """Start the library in this process; see `ebpftrace.start`."""
     global _session  # noqa: PLW0603
     settings = resolve(given)
-    settings = replace(settings, programs=tuple(sorted(set(settings.programs) | set(settings.enable))))
+    settings = replace(settings, programs=tuple(sorted({*settings.programs, *settings.enable} - {SAMPLED})))
     _notice_fork()
     with _lock():
         if _session is not None and _session._forked:
@@ -291,7 +329,8 @@ def _after_fork_in_child() -> None:
     if session is None:
         return
     # a child that forks before its own restart is done has nothing running, but its child is to be traced too
-    was_active = session.active or session._forked or starting is not None
+    publishing = session._context is not None and session._context.published
+    was_active = session.active or publishing or session._forked or starting is not None
     _forget(session)
     if not was_active or not _imported:  # an import that a thread of the parent was in would never end here
         return
@@ -355,4 +394,6 @@ def restart() -> Session | None:
         session = _session
         if session is None or not session._forked:
             return session  # stopped meanwhile, or started again by the application
-        return _run(Session(session.settings, load=in_real_thread))
+        fresh = Session(session.settings, load=in_real_thread)
+        fresh._quiet = session._quiet
+        return _run(fresh)

@@ -23,6 +23,7 @@ def collect(session: Session) -> dict[str, Any]:
         "reader": _reader(session),
         "publisher": _publisher(),
         "context_hooks": _context_hooks(),
+        "otel_context": _otel_context(session),
         "sockets": _sockets(),
         "breakdown": _sum(session._binding.breakdown_stats()) if session._binding is not None else {},
     }
@@ -71,6 +72,13 @@ def _publisher() -> dict[str, int]:
 def _context_hooks() -> dict[str, Any]:
     switches = sys.modules.get("ebpftrace.context.switches")
     return switches.stats() if switches is not None else {}
+
+
+def _otel_context(session: Session) -> dict[str, Any]:
+    context = session._context
+    if context is None:
+        return {"published": False, "reason": session.reason or "the setting `otel_context` is off"}
+    return context.stats()
 
 
 def _sockets() -> dict[str, int]:
