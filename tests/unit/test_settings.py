@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+import ebpftrace
 from ebpftrace.errors import ConfigError
 from ebpftrace.settings import _PARSERS, Settings, resolve, variable
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 
 
 def test_defaults():
@@ -43,6 +49,9 @@ def test_every_setting_has_a_variable():
         ("programs", "sched", ("sched",)),
         ("programs", " sched, exec ,", ("sched", "exec")),
         ("enable", "", ()),
+        ("enable", "sampled", ("sampled",)),
+        ("otel_context", "no", False),
+        ("extras", "0", False),
         ("exec_roots", "/bin/sh,bash", ("/bin/sh", "bash")),
         ("breakdown", "false", False),
         ("breakdown", "NO", False),
@@ -75,6 +84,8 @@ def test_parsing(name, text, value):
         ("programs", ""),
         ("programs", " , "),
         ("enable", "sched,nothing"),
+        ("enable", "sched,sampled"),
+        ("programs", "sampled"),
         ("exec_roots", "x" * 64),
     ],
 )
@@ -99,6 +110,8 @@ def test_wrong_environment(caplog, name, text):
         ("programs", ("nothing",)),
         ("programs", ()),
         ("enable", ("sched", "nothing")),
+        ("enable", ("sampled", "sched")),
+        ("programs", ("sampled",)),
         ("exec_roots", ("x" * 64,)),
     ],
 )
@@ -113,3 +126,22 @@ def test_unknown_setting():
     """A setting that does not exist is a ConfigError that has those that do."""
     with pytest.raises(ConfigError, match=r"no setting 'speed'.*min_off_cpu_us"):
         resolve({"speed": 1}, {})
+
+
+def test_page():
+    """The page of the settings has each with its variable and its default, in the order of the table."""
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.+?) \|", PAGE.read_text(), re.MULTILINE)
+    defaults = {name: None if text == "none" else text.strip("`") for name, _, text in rows}
+    parsed = {name: Settings.__dataclass_fields__[name].default for name in defaults}
+    for name, text in defaults.items():
+        if text is not None:
+            assert parsed[name] == _PARSERS[name](text), name
+        else:
+            assert not parsed[name], name
+
+    assert [(field.name, variable(field.name)) for field in fields(Settings)] == [row[:2] for row in rows]
+
+
+def test_arguments():
+    """Every setting is an argument of start()."""
+    assert [field.name for field in fields(Settings)] == list(inspect.signature(ebpftrace.start).parameters)
