@@ -41,7 +41,7 @@ FLASK = """
 
 STATE = """
     import sys, ebpftrace
-    print(ebpftrace.stats()["active"], "ebpftrace.runtime.session" in sys.modules, ebpftrace.stats()["reason"])
+    print(ebpftrace.stats()["active"], "ebpftrace.kernel" in sys.modules, ebpftrace.stats()["reason"])
 """
 
 
@@ -82,18 +82,22 @@ def test_flask(instrument, tmp_path):
 
     assert ["GET /slow"] * 3 == [trace.root.name for trace in traces]
     for trace in traces:
-        below = [span for span in trace.spans if span.kernel and span.parent_span_id == trace.root.span_id]
+        below = [span for span in trace.spans if span.kernel and span.parent_id == trace.root.span_id]
         assert "sleep" in {span.name for span in below}
         assert trace.root.breakdown["sleep"] > 19_000_000
 
 
 def test_unsampled(instrument, tmp_path):
-    """Spans that the sampler leaves out have no kernel spans, whatever is enabled."""
-    traces = flask_traces(
-        instrument, tmp_path, EBPFTRACE_ENABLE="sampled", EBPFTRACE_PROGRAMS="sched", OTEL_TRACES_SAMPLER="always_off"
-    )
+    """Of requests of which some are sampled, those have kernel spans and the others none."""
+    sampled, unsampled = f"{7:032x}", f"{8:032x}"
+    code = FLASK.replace("for _ in range(3):", f'for parent in ("{sampled}-{3:016x}-01", "{unsampled}-{3:016x}-00"):')
+    code = code.replace('/slow", timeout', '/slow", headers={"traceparent": "00-" + parent}), timeout')
+    code = code.replace("urlopen(f", "urlopen(urllib.request.Request(f")
+    instrument(code, EBPFTRACE_OUTPUT=str(tmp_path / "t.jsonl"), EBPFTRACE_ENABLE="sampled")
+    spans = load(tmp_path / "t.jsonl").spans
 
-    assert [] == traces
+    assert {sampled} == {span.trace_id for span in spans}
+    assert "sleep" in {span.name for span in spans if span.kernel}
 
 
 def test_default(instrument, tmp_path):
@@ -133,7 +137,7 @@ def test_disabled(instrument):
     """With EBPFTRACE_DISABLED it starts to nothing."""
     said = instrument(STATE, EBPFTRACE_DISABLED="1")
 
-    assert said.stdout.startswith("False True the setting `disabled`"), said.stdout
+    assert said.stdout.startswith("False False ebpftrace is not available: the setting `disabled`"), said.stdout
 
 
 def test_started(instrument):
