@@ -64,7 +64,7 @@ def probe() -> Report:
     found += [_privileges(), _lockdown(), *_kernel_btf(), *_maps(), *_hooks(), *_programs()]
     found += [_cgroups(), _mount("/sys/fs/bpf", "bpf", "bpffs", "nothing is pinned; not needed")]
     found += [_mount("/sys/kernel/tracing", "tracefs", "tracefs", "BTF tracepoints do without; not needed")]
-    found += [_sdk(), _exporter(), *_context_hooks()]
+    found += [_sdk(), _exporter(), *_context_hooks(), _otel_context()]
     return Report(tuple(found))
 
 
@@ -278,6 +278,17 @@ def _sdk() -> Feature:
     except metadata.PackageNotFoundError:
         return Feature("OpenTelemetry SDK", False, "not installed", required=True, hint="pip install opentelemetry-sdk")
     return Feature("OpenTelemetry SDK", True, version, required=True, use="spans")
+
+
+def _otel_context() -> Feature:
+    from ebpftrace.runtime.process_context import try_out
+
+    name, use = "context for other readers", "OTEP 4719 and 4947: profilers find the current span"
+    try:
+        there, detail = try_out()
+    except Exception as error:  # noqa: BLE001  (an extension that is not built, a broken SDK: said above already)
+        there, detail = False, f"{type(error).__name__}: {error}"
+    return Feature(name, there, detail, use=use, hint="docs/howto/otel-context.md says when there is none")
 
 
 def _exporter() -> Feature:

@@ -117,6 +117,19 @@ class ProcessContext:
         return {"published": self.published, "reason": self.reason}
 
 
+def try_out() -> tuple[bool, str]:
+    """Can a process context be published from here, and what was seen? Leaves nothing behind."""
+    if _publisher.otel_address():
+        return True, "published"
+    context = ProcessContext()
+    context.open()
+    if not context.published:
+        return False, context.reason
+    seen = find_mapping()
+    context.close()
+    return bool(seen), seen.partition(" at ")[0] or "published, but not in /proc/self/maps"
+
+
 def arm_without_kernel() -> None:
     """Have threads publish into memory of this process, where no BPF program looks but other readers do.
 

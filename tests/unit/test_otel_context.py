@@ -14,7 +14,7 @@ import pytest
 from otep import Process
 
 from ebpftrace.context import _publisher
-from ebpftrace.runtime.process_context import MAX_PAYLOAD_BYTES, encode, find_mapping
+from ebpftrace.runtime.process_context import MAX_PAYLOAD_BYTES, encode, find_mapping, try_out
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the reader in otep.py knows the registers and relocations of x86-64"
@@ -393,3 +393,12 @@ def test_wrong_payload():
     with pytest.raises(TypeError, match="bytes"):
         _publisher.otel_publish("text")
     assert 0 == _publisher.otel_address()
+
+
+def test_try_out():
+    """What doctor tries works here, and leaves nothing."""
+    there, detail = try_out()
+
+    assert there
+    assert "OTEL_CTX" in detail
+    assert ("", 0) == (find_mapping(), _publisher.otel_address())
