@@ -112,26 +112,24 @@ def _check(name: str, value: Any) -> None:
     kind = type(getattr(_DEFAULTS, name))
     if type(value) is not kind or (kind is tuple and not all(isinstance(word, str) for word in value)):
         raise ValueError(f"it must be {_KINDS[kind]}")
-    if name in ("programs", "enable"):
-        from ebpftrace.programs import find  # the catalogue reads files: only for those who name programs
+    if name in _CHECKS:
+        _CHECKS[name](value)
 
-        for program in value:
-            if name == "enable" and program == SAMPLED:
-                _check_alone(value)
-            else:
-                find(program)
-    if name == "context_hooks":
-        _check_hooks(value)
-    if name == "programs" and not value:
+
+def _check_programs(names: tuple[str, ...]) -> None:
+    from ebpftrace.programs import find  # the catalogue reads files: only for those who name programs
+
+    if not names:
         raise ValueError("name at least one program, or set `disabled`")
-    if name == "min_off_cpu_us" and not 0 <= value <= MAX_OFF_CPU_US:
-        raise ValueError(f"it must be from 0 to {MAX_OFF_CPU_US} microseconds")
-    if name == "ring_kib" and not (MIN_RING_KIB <= value <= MAX_RING_KIB and value & (value - 1) == 0):
-        raise ValueError(f"it must be a power of two from {MIN_RING_KIB} to {MAX_RING_KIB}")
-    if name == "service_name" and not value:
-        raise ValueError("it must not be empty")
-    if name == "exec_roots" and any(len(root.encode()) > 63 for root in value):
-        raise ValueError("a path or name may have 63 bytes at most")
+    for name in names:
+        find(name)
+
+
+def _check_enable(names: tuple[str, ...]) -> None:
+    if SAMPLED in names and names != (SAMPLED,):
+        raise ValueError(f"{SAMPLED!r} means all programs that are loaded, and stands alone")
+    if names and names != (SAMPLED,):
+        _check_programs(names)
 
 
 def _check_hooks(names: tuple[str, ...]) -> None:
@@ -139,9 +137,35 @@ def _check_hooks(names: tuple[str, ...]) -> None:
         raise ValueError(f"it must be auto, none, or some of {', '.join(CONTEXT_HOOKS)}")
 
 
-def _check_alone(enable: tuple[str, ...]) -> None:
-    if enable != (SAMPLED,):
-        raise ValueError(f"{SAMPLED!r} means all programs that are loaded, and stands alone")
+def _check_off_cpu(microseconds: int) -> None:
+    if not 0 <= microseconds <= MAX_OFF_CPU_US:
+        raise ValueError(f"it must be from 0 to {MAX_OFF_CPU_US} microseconds")
+
+
+def _check_ring(kib: int) -> None:
+    if not (MIN_RING_KIB <= kib <= MAX_RING_KIB and kib & (kib - 1) == 0):
+        raise ValueError(f"it must be a power of two from {MIN_RING_KIB} to {MAX_RING_KIB}")
+
+
+def _check_service(name: str) -> None:
+    if not name:
+        raise ValueError("it must not be empty")
+
+
+def _check_roots(roots: tuple[str, ...]) -> None:
+    if any(len(root.encode()) > 63 for root in roots):
+        raise ValueError("a path or name may have 63 bytes at most")
+
+
+_CHECKS: Mapping[str, Callable[[Any], None]] = {
+    "programs": _check_programs,
+    "enable": _check_enable,
+    "context_hooks": _check_hooks,
+    "min_off_cpu_us": _check_off_cpu,
+    "ring_kib": _check_ring,
+    "service_name": _check_service,
+    "exec_roots": _check_roots,
+}
 
 
 def variable(name: str) -> str:

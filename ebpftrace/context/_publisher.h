@@ -98,7 +98,7 @@ static inline struct ebt_slot *slot_mine(void)
 /* The calling thread's slot when it has one already. */
 static inline struct ebt_slot *slot_known(void)
 {
-	return self.epoch == table.epoch ? self.slot : NULL;
+	return self.epoch == table.epoch && *table.here ? self.slot : NULL;
 }
 
 /*
