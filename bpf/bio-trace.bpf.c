@@ -16,8 +16,13 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 const volatile bool trace_all = false;
 /* A request that took less from its submission to its end makes no span. */
 const volatile __u64 min_latency_ns = 0;
-/* Set from the kernel's BTF: block tracepoints pass the queue before the request (until 5.11, a54895fa057c). */
+/*
+ * Set from the kernel's BTF: until 5.11 tracepoints pass the queue before the
+ * request (a54895fa057c, also in later releases of 5.10) and before the bio.
+ * block_rq_complete never does.
+ */
 const volatile bool block_rq_has_queue = false;
+const volatile bool block_getrq_has_queue = false;
 /* Set when block_io_start below is loaded: since 6.5 (5a80bd075f3b). */
 const volatile bool has_block_io_start = false;
 
@@ -60,18 +65,18 @@ struct {
 static bool any_request;
 
 /*
- * Argument `number` of a tracepoint, the queue not counted.  The barriers keep
- * clang from computing its address, which verifiers do not allow.
+ * A tracepoint's first argument, the queue not counted.  The barriers keep clang
+ * from computing its address, which verifiers do not allow.
  */
-static __always_inline __u64 argument(const __u64 *ctx, int number)
+static __always_inline __u64 behind_queue(const __u64 *ctx, bool has_queue)
 {
 	__u64 value;
 
-	if (block_rq_has_queue) {
-		value = ctx[number + 1];
+	if (has_queue) {
+		value = ctx[1];
 		barrier_var(value);
 	} else {
-		value = ctx[number];
+		value = ctx[0];
 		barrier_var(value);
 	}
 	return value;
@@ -319,9 +324,9 @@ static __always_inline __s32 error_number(__s32 error)
 SEC("tp_btf/block_rq_complete")
 int block_rq_complete(__u64 *ctx)
 {
-	struct request *rq = (void *)argument(ctx, 0);
-	__s32 error = argument(ctx, 1);
-	__u32 bytes = argument(ctx, 2);
+	struct request *rq = (void *)ctx[0];
+	__s32 error = ctx[1];
+	__u32 bytes = ctx[2];
 	struct in_flight *request;
 	__u64 key = (__u64)rq;
 
@@ -347,7 +352,7 @@ int block_rq_complete(__u64 *ctx)
 SEC("tp_btf/block_rq_merge")
 int block_rq_merge(__u64 *ctx)
 {
-	struct request *rq = (void *)argument(ctx, 0);
+	struct request *rq = (void *)behind_queue(ctx, block_rq_has_queue);
 	__u64 key = (__u64)rq;
 
 	if (!any_request)
@@ -362,7 +367,7 @@ int block_rq_merge(__u64 *ctx)
 SEC("tp_btf/block_rq_requeue")
 int block_rq_requeue(__u64 *ctx)
 {
-	struct in_flight *request = find_request((void *)argument(ctx, 0));
+	struct in_flight *request = find_request((void *)behind_queue(ctx, block_rq_has_queue));
 
 	if (!request)
 		return 0;
@@ -376,7 +381,7 @@ int block_rq_requeue(__u64 *ctx)
 SEC("tp_btf/block_rq_issue")
 int block_rq_issue(__u64 *ctx)
 {
-	struct request *rq = (void *)argument(ctx, 0);
+	struct request *rq = (void *)behind_queue(ctx, block_rq_has_queue);
 	struct in_flight *request = find_request(rq);
 
 	if (!request)
@@ -391,7 +396,7 @@ int block_rq_issue(__u64 *ctx)
 SEC("tp_btf/block_rq_insert")
 int block_rq_insert(__u64 *ctx)
 {
-	struct in_flight *request = find_request((void *)argument(ctx, 0));
+	struct in_flight *request = find_request((void *)behind_queue(ctx, block_rq_has_queue));
 
 	if (request && !request->queued)
 		request->queued = bpf_ktime_get_ns();
@@ -421,7 +426,7 @@ static __always_inline struct request_queue *queue_of(struct bio *bio)
 SEC("tp_btf/block_getrq")
 int block_getrq(__u64 *ctx)
 {
-	struct bio *bio = (void *)argument(ctx, 0);
+	struct bio *bio = (void *)behind_queue(ctx, block_getrq_has_queue);
 
 	if (has_block_io_start)
 		return 0;

@@ -91,4 +91,5 @@ def kernel_knobs(kernel: Btf) -> dict[str, int]:
     return {
         "has_prev_state": int(kernel.tracepoint_arguments("sched_switch") >= 4),
         "block_rq_has_queue": int(kernel.tracepoint_arguments("block_rq_issue") >= 2),
+        "block_getrq_has_queue": int(kernel.tracepoint_arguments("block_getrq") >= 2),
     }

@@ -9,7 +9,7 @@ import pytest
 
 from ebpftrace.kernel.object import Program
 from ebpftrace.programs import find
-from ebpftrace.programs.choose import choose_functions, why_not
+from ebpftrace.programs.choose import choose_functions, kernel_knobs, why_not
 
 
 class FakeObject:
@@ -85,3 +85,20 @@ def test_sock():
 
     assert {"sk_data_ready", "sock_recv_length", "sock_send_length"} == better
     assert better <= {function.section.removeprefix("tp_btf/") for function in functions}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"sched_switch": 3, "block_rq_issue": 2, "block_getrq": 3}, (0, 1, 1)),
+        ({"sched_switch": 3, "block_rq_issue": 1, "block_getrq": 3}, (0, 0, 1)),
+        ({"sched_switch": 4, "block_rq_issue": 1, "block_getrq": 1}, (1, 0, 0)),
+        ({"sched_switch": 4, "block_rq_issue": 1}, (1, 0, 0)),
+    ],
+)
+def test_knobs(arguments, expected):
+    """What tracepoints pass is told to programs by each tracepoint's own arguments: 5.10 has of both kinds."""
+    knobs = kernel_knobs(SimpleNamespace(tracepoint_arguments=lambda name: arguments.get(name, 0)))
+    names = ("has_prev_state", "block_rq_has_queue", "block_getrq_has_queue")
+
+    assert dict(zip(names, expected, strict=True)) == knobs
