@@ -347,3 +347,16 @@ def test_quick():
     """The quick selection has a test of each program, and of BCC."""
     assert {group.about for group in selection.GROUPS} == {group.about for group in selection.QUICK}
     assert len(selection.arguments(quick=True)) < len(selection.arguments()) / 3
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_the_guest_is_given(tmp_path, monkeypatch, quick):
+    """`--quick` runs the quick selection, and no demos."""
+    given = []
+    monkeypatch.setattr(cli, "BUILD", tmp_path)
+    monkeypatch.setattr(vm, "run", lambda _, command, *args, **options: given.append(command) or 0)
+    cli.run_kernel(image.Image("6.1", "6.1.0-56", tmp_path, tmp_path), cli.parse(["--quick"] if quick else []))
+    tests, _, demos = given[0].partition(" --tests ")[2].partition("--demos")
+
+    assert selection.arguments(quick=quick) == tests.split()
+    assert ([] if quick else list(selection.DEMOS)) == demos.split()
