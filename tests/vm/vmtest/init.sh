@@ -49,16 +49,19 @@ $bb mount -t bpf -o mode=700 bpf sys/fs/bpf
 $bb mount -t cgroup2 cgroup2 sys/fs/cgroup
 echo "+cpu +memory +io +pids" >sys/fs/cgroup/cgroup.subtree_control # as systemd would
 # modules and headers where they are looked for, though nothing of them is installed
+link_all() { # the files in $1 of the host, in $2
+	for file in "/host$1"/*; do
+		# its target may be there in the new root only; without any file the pattern is left
+		[ -e "$file" ] || [ -L "$file" ] || continue
+		$bb ln -sfn "$1/${file##*/}" "$2/${file##*/}"
+	done
+}
 release=$($bb uname -r)
 $bb mkdir -p usr/src "usr/lib/modules/$release"
 for place in "$modules/lib/modules" "$headers/lib/modules" "$headers/usr/lib/modules"; do
-	for file in "/host$place/$release"/*; do
-		$bb ln -sfn "$place/$release/${file##*/}" "usr/lib/modules/$release/${file##*/}"
-	done
+	link_all "$place/$release" "usr/lib/modules/$release"
 done
-for file in "/host$headers/usr/src"/*; do
-	$bb ln -sfn "$headers/usr/src/${file##*/}" "usr/src/${file##*/}"
-done
+link_all "$headers/usr/src" usr/src
 $bb hostname vm
 $bb ip link set lo up
 cd /
