@@ -39,8 +39,8 @@ def start(
     min_off_cpu_us: int | None = None,
     exec_roots: tuple[str, ...] | list[str] | None = None,
     ring_kib: int | None = None,
-    context_hooks: tuple[str, ...] | list[str] | None = None,
     extras: bool | None = None,
+    context_hooks: tuple[str, ...] | list[str] | None = None,
     otel_context: bool | None = None,
     output: str | None = None,
     disabled: bool | None = None,
@@ -59,9 +59,9 @@ def start(
         min_off_cpu_us: a wait shorter than this makes no span of its own (default: 100).
         exec_roots: binaries that start a trace of their own, by path or name.
         ring_kib: size of each program's ring buffer, a power of two (default: 1024).
+        extras: let programs use hooks that only some kernels have (default: yes).
         context_hooks: how to follow the current span over the switches of event loops and greenlets: ["auto"]
             (default), ["none"], or names of hooks.
-        extras: let programs use hooks that only some kernels have (default: yes).
         otel_context: let other readers of OpenTelemetry's context find this process's (default: yes).
         output: also write all spans, the application's and the kernel's, to this file as OTLP JSON lines.
         disabled: do nothing.
@@ -81,8 +81,8 @@ def start(
         "min_off_cpu_us": min_off_cpu_us,
         "exec_roots": None if exec_roots is None else _names("exec_roots", exec_roots),
         "ring_kib": ring_kib,
-        "context_hooks": None if context_hooks is None else _names("context_hooks", context_hooks),
         "extras": extras,
+        "context_hooks": None if context_hooks is None else _names("context_hooks", context_hooks),
         "otel_context": otel_context,
         "output": output,
         "disabled": disabled,

@@ -56,8 +56,8 @@ def spdx_line(text):
 
 
 def is_bpf(path):
-    """A program, or a header that programs include."""
-    return path.relative_to(ROOT).parts[0] == "bpf" or ".bpf." in path.name
+    """A program, of libbpf's or BCC's dialect, or a header that programs include."""
+    return path.relative_to(ROOT).parts[0] == "bpf" or {".bpf", ".bcc"} & set(path.suffixes)
 
 
 def test_spdx(texts):
