@@ -169,9 +169,11 @@ def test_stop():
         assert (None, 0) == (reader.process_context(), reader.pointer(pid, symbol))
 
 
-def test_other_threads_at_stop():
-    """The table that stop() unmaps is pointed to by no thread any more, whichever it is."""
+@pytest.mark.parametrize("end", ["ebpftrace.stop()", "_publisher.disarm()", "_publisher.otel_withdraw()"])
+def test_other_threads_at_the_end(end):
+    """A table that is unmapped, or a process context taken away, is pointed to by no thread any more."""
     code = """
+        from ebpftrace.context import _publisher
         ebpftrace.start()
         tracer, ready, end = provide(), threading.Barrier(9), threading.Event()
 
@@ -185,10 +187,10 @@ def test_other_threads_at_stop():
         ready.wait()
         tids = [thread.native_id for thread in threads]
         say(tids)
-        ebpftrace.stop()
+        END
         say(tids)
     """
-    with Application(code) as app:
+    with Application(code.replace("END", end)) as app:
         reader = app.reader
         tids = app.said()
         symbol = reader.symbol()
@@ -198,6 +200,29 @@ def test_other_threads_at_stop():
 
         assert 8 == len(before - {0})
         assert {0} == {reader.pointer(tid, symbol) for tid in tids}
+
+
+def test_threads_come_and_go():
+    """Threads that have ended are out of reach when the table is unmapped: new ones may be where they were."""
+    code = """
+        ebpftrace.start()
+        tracer = provide()
+
+        def work():
+            with tracer.start_as_current_span("work"):
+                pass
+
+        for _ in range(50):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        ebpftrace.stop()
+        say("stopped")
+    """
+    with Application(code) as app:
+        assert "stopped" == app.said()
+        app.go_on()
+        assert 0 == app.process.wait(20)
 
 
 def test_later_resource():
