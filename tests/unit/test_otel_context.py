@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import subprocess
-import sys
-import textwrap
 
 import pytest
 from otep import Process
+from otep_app import Application
 
 from ebpftrace.context import _publisher
 from ebpftrace.runtime.process_context import MAX_PAYLOAD_BYTES, encode, find_mapping, try_out
@@ -19,67 +15,6 @@ from ebpftrace.runtime.process_context import MAX_PAYLOAD_BYTES, encode, find_ma
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the reader in otep.py knows the registers and relocations of x86-64"
 )
-
-# root, too, is to be refused; others are anyway, and may not drop what they do not have
-UNPRIVILEGED = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all") if os.geteuid() == 0 else ()
-
-HEAD = """
-import json, os, sys, threading
-from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-import ebpftrace
-
-def hexadecimal(span):
-    context = span.get_span_context()
-    return [format(context.trace_id, "032x"), format(context.span_id, "016x"), int(context.trace_flags)]
-
-def say(value):
-    print(json.dumps(value), flush=True)
-    return sys.stdin.readline()
-
-def provide(**attributes):
-    provider = TracerProvider(resource=Resource(attributes), shutdown_on_exit=False)
-    trace.set_tracer_provider(provider)
-    return provider.get_tracer("app")
-"""
-
-
-class Application:
-    """A program that talks: each line that it says is JSON, and it waits for a line in turn.
-
-    It may not load BPF programs, so what it publishes is for other readers only.
-    """
-
-    def __init__(self, code, **env):
-        self.process = subprocess.Popen(
-            [*UNPRIVILEGED, sys.executable, "-c", HEAD + textwrap.dedent(code)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **env},
-        )
-        self.reader = Process(self.process.pid)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.process.kill()
-        self.process.communicate()
-
-    def said(self):
-        """What it says next."""
-        line = self.process.stdout.readline()
-        assert line, self.process.stderr.read()
-        return json.loads(line)
-
-    def go_on(self):
-        """Let it go on."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
 
 THREADS = """
     ebpftrace.start()
