@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 from ebpftrace.context import _publisher
@@ -51,6 +51,7 @@ class ProcessContext:
         self.reason = "it was not opened"
         self._lock = threading.Lock()
         self._payload = b""
+        self._open = False
         self._seen: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
         self._unhook: Callable[[], None] | None = None
 
@@ -66,8 +67,10 @@ class ProcessContext:
             self.reason = f"somebody else's is in place: {other}"
             logger.info("this process's OTEP 4719 process context is left alone, %s", self.reason)
             return
+        self._open = True
         provider = trace._TRACER_PROVIDER  # not get_tracer_provider(): that may make one
-        self._publish(provider.resource if isinstance(provider, TracerProvider) else Resource.create())
+        # by the OTEL_* variables alone: Resource.create() asks all detectors, and some ask the network
+        self._publish(provider.resource if isinstance(provider, TracerProvider) else OTELResourceDetector().detect())
         if self.published:
             self._unhook = hook_get_tracer(self.update)
 
@@ -85,7 +88,7 @@ class ProcessContext:
     def _publish(self, resource: Resource) -> None:
         payload = encode(resource.attributes)
         with self._lock:
-            if payload == self._payload:
+            if not self._open or payload == self._payload:
                 return
             try:
                 _publisher.otel_publish(payload)
@@ -98,6 +101,7 @@ class ProcessContext:
 
     def forget(self) -> None:
         """In the child of a fork: the publisher has forgotten it already."""
+        self._open = False
         self.reason = "the process forked"
         if self._unhook is not None:
             self._unhook()
@@ -108,6 +112,7 @@ class ProcessContext:
             self._unhook()
             self._unhook = None
         with self._lock:
+            self._open = False
             if self.published:
                 self.reason = "it was taken away"
                 _publisher.otel_withdraw()

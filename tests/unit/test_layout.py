@@ -10,6 +10,7 @@ from ebpftrace.kernel._native import ffi, lib
 from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs import CORE, ShippedProgram, find, names
 from ebpftrace.programs.core import DROP_REASONS
+from ebpftrace.runtime.process_context import LINE_BYTES, SLOT_BYTES
 
 # OTEP 4947, thread context record: readers of others know these offsets
 THREAD_CONTEXT = {"trace_id": 0, "span_id": 16, "valid": 24, "trace_flags": 25, "attrs_size": 26}
@@ -81,7 +82,7 @@ def test_cache_lines(btf):
     """A slot is one cache line; what a line shows to its thread is two."""
     line = placed(btf, "ebt_line")
 
-    assert (64, 256) == (btf.struct_size("ebt_slot"), btf.struct_size("ebt_line"))
+    assert (64, 256) == (btf.struct_size("ebt_slot"), btf.struct_size("ebt_line")) == (SLOT_BYTES, LINE_BYTES)
     assert sum(line["times"]) <= 128
     assert sum(line["lost"]) <= 128
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from otep import Process
 from otep_app import Application
 
@@ -195,6 +197,51 @@ def test_global_provider():
         assert "global" == reader.process_context()["resource"]["service.name"]
 
 
+def test_unset_resource():
+    """Before there is a provider, the resource is what OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say."""
+    code = """
+        ebpftrace.start()
+        say(1)
+    """
+    env = {"OTEL_SERVICE_NAME": "shop", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test"}
+    with Application(code, **env) as app:
+        app.said()
+
+        assert {
+            "service.name": "shop",
+            "deployment.environment.name": "test",
+        } == app.reader.process_context()["resource"]
+
+
+def test_provider_before_start():
+    """A global provider that is there before start() is asked for its resource."""
+    code = """
+        provide(**{"service.name": "first"})
+        ebpftrace.start()
+        say(1)
+    """
+    with Application(code) as app:
+        app.said()
+
+        assert {"service.name": "first"} == app.reader.process_context()["resource"]
+
+
+def test_provider_after_stop():
+    """A provider that asks after stop() brings nothing back."""
+    code = """
+        ebpftrace.start()
+        from ebpftrace.runtime import session
+        context = session._session._context
+        ebpftrace.stop()
+        context.update(TracerProvider(resource=Resource({"service.name": "late"})))
+        say(1)
+    """
+    with Application(code) as app:
+        app.said()
+
+        assert app.reader.process_context() is None
+
+
 def test_torn_reads():
     """However often it is updated, a reader finds the process context whole or is told to try again."""
     code = """
@@ -321,6 +368,18 @@ def test_off(setting):
 
         assert reader.process_context() is None
         assert symbol is None or reader.pointer(pid, symbol) == 0
+
+
+def test_exports():
+    """The extension exports the symbol and Python's way in, nothing else, and takes little of every thread's memory."""
+    with Path(_publisher.__file__).open("rb") as file:
+        elf = ELFFile(file)
+        symbols = elf.get_section_by_name(".dynsym").iter_symbols()
+        exported = {symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF" and symbol.name}
+        [thread_block] = elf.iter_segments("PT_TLS")
+
+        assert {"PyInit__publisher", "otel_thread_ctx_v1"} == exported
+        assert thread_block["p_memsz"] <= 128
 
 
 def test_large_resource():
