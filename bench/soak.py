@@ -28,8 +28,6 @@ import ebpftrace
 from ebpftrace.context import _publisher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opentelemetry.trace import Tracer
 
     from ebpftrace.runtime.session import Session
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
 _SLOT = struct.Struct("32xI28x")  # struct ebt_slot: the owner's thread id
 _NOBODY = (0, 0xFFFFFFFF)
 _WARM = 0.2  # of the time
+_FORK_EVERY_S = 5
 _MORE_MIB, _MORE = 3.0, 1.03  # memory at the end, above that half-way: what malloc may keep
 
 
@@ -89,7 +88,7 @@ def forks(tracer: Tracer) -> int:
             os._exit(0)
         if os.waitpid(pid, 0)[1]:
             sys.exit("a child did not end in order")
-    return 0
+    return 2
 
 
 def held(running: Session) -> dict[str, float]:
@@ -115,13 +114,15 @@ def settled(running: Session, provider: TracerProvider) -> dict[str, float]:
     return held(running)
 
 
-def churn(work: list[Callable[[], int]], seconds: float) -> int:
-    """Do everything in turns for so long; return how many spans that made."""
-    deadline, made = time.monotonic() + seconds, 0
+def churn(tracer: Tracer, seconds: float) -> tuple[int, int]:
+    """Do everything in turns for so long, forks as seldom as they are slow; return how many spans and forks."""
+    deadline, spans, forked, fork_at = time.monotonic() + seconds, 0, 0, 0.0
     while time.monotonic() < deadline:
-        for each in work:
-            made += each()
-    return made
+        spans += threads(tracer) + tasks(tracer)
+        if time.monotonic() >= fork_at:
+            forked += forks(tracer)
+            fork_at = time.monotonic() + _FORK_EVERY_S
+    return spans, forked
 
 
 def verdict(looks: dict[str, dict[str, float]], found: dict[str, Any]) -> list[str]:
@@ -148,15 +149,16 @@ def main() -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))
     tracer = provider.get_tracer("soak")
-    work: list[Callable[[], int]] = [lambda: threads(tracer), lambda: tasks(tracer), lambda: forks(tracer)]
-    made, looks = 0, {}
+    made, forked, looks = 0, 0, {}
     for name, share in (("start", _WARM), ("middle", (1 - _WARM) / 2), ("end", (1 - _WARM) / 2)):
-        made += churn(work, seconds * share)
+        spans, children = churn(tracer, seconds * share)
+        made, forked = made + spans, forked + children
         looks[name] = settled(running, provider)
         for what, value in looks[name].items():
             report(f"{what}_{name}", value, "MiB" if what == "memory" else what)
     found = running.stats()
     report("spans_made", made, "spans")
+    report("forks", forked, "forks")
     report("spans_emitted", found["spans"]["emitted"], "spans")
     ebpftrace.stop()
     problems = verdict(looks, found)

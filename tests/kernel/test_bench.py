@@ -16,7 +16,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 BENCHMARKS = sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("_"))
 UNITS = {"ns", "µs", "ratio", "%", "requests/s", "spans/s", "MiB", "records", "records/s", "spans", "bytes"}
-UNITS |= {"maps", "programs", "descriptors", "threads", "slots"}
+UNITS |= {"maps", "programs", "descriptors", "threads", "slots", "forks"}
 NEEDS = {
     "agent_throughput": ("prometheus_client", "urllib3"),
     "breakdown": ("flask", "waitress", "opentelemetry.instrumentation.flask"),
