@@ -10,7 +10,6 @@ import threading
 import time
 from typing import Any
 
-import opentelemetry.context as otel
 import uvicorn
 from _harness import say
 from _service import Nowhere
@@ -22,7 +21,7 @@ from opentelemetry.trace import NoOpTracerProvider
 
 import ebpftrace
 from ebpftrace.breakdown import BreakdownProcessor
-from ebpftrace.context import _publisher
+from ebpftrace.context import _publisher, hooks
 from ebpftrace.context.enable import program_mask
 
 OURS = ("published", "breakdown", "sched")
@@ -66,7 +65,6 @@ class Switch:
         self._apps |= dict.fromkeys(OURS, ours)
         self._processors = [each for each in gc.get_objects() if type(each) is BreakdownProcessor]
         self._objects = [program.object for program in session._kernel.programs]  # type: ignore[union-attr]
-        self._runtime: Any = otel._RUNTIME_CONTEXT
         self._attached = True
         self.to("nothing")
 
@@ -74,11 +72,11 @@ class Switch:
         """Run in this mode from now on."""
         on = mode in OURS
         self.app = self._apps[mode]
-        otel._RUNTIME_CONTEXT = self._runtime if on else self._runtime.inner
         _publisher.set_default_mask(program_mask(("sched",)) if mode == "sched" else 0)
         for processor in self._processors:
             processor._measuring = mode in ("breakdown", "sched")
         if on != self._attached:
+            hooks.install(lambda: None) if on else hooks.uninstall()
             for each in self._objects:
                 each.attach() if on else each.detach()
             self._attached = on

@@ -18,7 +18,7 @@ MODES = ("nothing", *BASELINES)
 def main() -> None:
     quick = arguments(__doc__).quick
     say(machine())
-    sizes = (1, 3, 0.05) if quick else (3, 60, 0.1)
+    sizes = (1, 3, 0.05) if quick else (3, 40, 0.2)
     speeds, costs = compared(Service("_web_service.py", "/prices"), MODES, *sizes)
     for mode in MODES:
         report(f"throughput_{mode}", speeds[mode], "requests/s")
