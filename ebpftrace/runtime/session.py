@@ -56,7 +56,7 @@ class Session:
         reason: why not, in words; "" when it is.
     """
 
-    def __init__(self, settings: Settings, *, load: Callable[..., None] = _call) -> None:
+    def __init__(self, settings: Settings, load: Callable[..., None] = _call) -> None:
         self.settings = settings
         self._load = load
         self._pid = os.getpid()
@@ -394,6 +394,6 @@ def restart() -> Session | None:
         session = _session
         if session is None or not session._forked:
             return session  # stopped meanwhile, or started again by the application
-        fresh = Session(session.settings, load=in_real_thread)
+        fresh = Session(session.settings, in_real_thread)
         fresh._quiet = session._quiet
         return _run(fresh)

@@ -14,7 +14,8 @@ from machine import until
 LIBRARIES = pytest.mark.parametrize("library", ["gevent", "eventlet"])
 ORDERS = pytest.mark.parametrize("order", ["patched first", "started first"])
 
-SHORT_MS, LONG_MS = 2, 12
+SHORT_MS, LONG_MS = 2, 30
+EDGE_MS = 29  # the kernel counts from when the thread is off the CPU
 TURNS = 10
 
 
@@ -66,8 +67,8 @@ def test_no_wrong_parent(library, order):
     assert short
     assert long
     assert len(sleeps) == len(short) + len(long)
-    assert [] == [wall for wall in short if wall >= LONG_MS]
-    assert [] == [wall for wall in long if wall < LONG_MS]
+    assert [] == [wall for wall in short if wall >= EDGE_MS]
+    assert [] == [wall for wall in long if wall < EDGE_MS]
     assert [{}, {}] == [span["times"] for span in own(spans)]
     assert 2 == found["stats"]["breakdown"]["shared_thread"]
     assert 0 == found["stats"]["reader"]["errors"]

@@ -17,7 +17,8 @@ from machine import PATIENCE, until
 
 from ebpftrace.viewer import load
 
-SHORT_MS, LONG_MS = 2, 12
+SHORT_MS, LONG_MS = 2, 30
+EDGE_MS = 29  # the kernel counts from when the thread is off the CPU
 REQUESTS = 60
 
 
@@ -75,7 +76,7 @@ def test_gevent_workers(tmp_path, options):
     assert REQUESTS == len([name for name in names.values() if name != "active"])
     assert short
     assert long
-    assert [] == [wall for wall in short if wall >= LONG_MS]
-    assert [] == [wall for wall in long if wall < LONG_MS]
+    assert [] == [wall for wall in short if wall >= EDGE_MS]
+    assert [] == [wall for wall in long if wall < EDGE_MS]
     assert "ebpftrace" not in log
     assert "WORKER TIMEOUT" not in log
