@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What following the current span over switches of contexts costs: asyncio, uvloop, greenlets, and attach and detach.
 
-Every task that takes its turn has a span of its own, so each switch has one to publish. The same work runs with the
-hooks and without them, in turns; a step is what one task does between two others, so it has two switches of contexts.
+Every task that takes its turn has a span of its own, so each switch has one to publish; "measured" spans have a
+breakdown besides. The same work runs with the hooks and without them, in turns; a step is what one task does between
+two others, so it has two switches of contexts.
 """
 
 from __future__ import annotations
@@ -117,14 +118,17 @@ def main() -> None:
     rounds = 10 if arguments(__doc__).quick else 300
     say(machine())
     on_one_cpu()
+    tracer = TracerProvider().get_tracer("plain")  # asked for before start(), so it stays as the SDK makes it
     with session() as running:
-        tracer = TracerProvider().get_tracer("bench")
+        measured = TracerProvider().get_tracer("measured")
         loops = asyncio.new_event_loop(), uvloop.new_event_loop()
         with tracer.start_as_current_span("outer"):
             measure(
                 {
                     "asyncio_step": loop_steps(tracer, loops[0]),
+                    "asyncio_measured_step": loop_steps(measured, loops[0]),
                     "uvloop_step": loop_steps(tracer, loops[1]),
+                    "uvloop_measured_step": loop_steps(measured, loops[1]),
                     "greenlet_switch": greenlet_switches(tracer),
                     "context_run": context_runs(tracer),
                     "attach_detach": attach_detach(tracer),

@@ -2,8 +2,8 @@
 """The span processor that measures each span against the kernel's account of its thread.
 
 The breakdown is a *thread's* time between a span's start and end, so it is given to a span that started and ended on
-one thread while that thread ran nothing else. A span whose thread ran other tasks meanwhile (an event loop) gets none
-rather than a wrong one, and is counted.
+one thread. Where that thread ran other tasks meanwhile (an event loop), the span gets its own context's share, and the
+rest as suspended time; where not every switch was seen, it gets none rather than a wrong one, and is counted.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <sys/param.h>
 
-/* Spans of one thread that are measured at the same time; of more, the older half is not. */
-#define OPEN_SPANS 256
 #define SHORT_LEAD_NS 100000
 #define CLOCKS_APART_NS 20000 /* reading two clocks takes a hundredth of that */
 
@@ -16,7 +14,10 @@ struct account {
 	unsigned int epoch;
 	__u64 stamp;
 	__u64 lost;
+	__u64 missed; /* switches of context that no hook told of, up to here */
 	__u64 times[EBT_CAUSES];
+	__u64 own[EBT_CAUSES]; /* ...of which its context's own */
+	PyObject *context; /* where the span began, while that is noted; an address only */
 };
 
 /* What is known of the end of a thread's account: the stint on a CPU before `on_since`, and the wait after it. */
@@ -83,7 +84,8 @@ static void account_resume(struct account *account, struct recent *recent, __u64
 /* When `epoch_ns`, a Python int, was on the clock of the account; now when it is in the future or no time. */
 static __u64 account_time(PyObject *epoch_ns, __u64 now)
 {
-	unsigned long long then = PyLong_Check(epoch_ns) ? PyLong_AsUnsignedLongLong(epoch_ns) : 0;
+	bool number = epoch_ns && PyLong_Check(epoch_ns);
+	unsigned long long then = number ? PyLong_AsUnsignedLongLong(epoch_ns) : 0;
 	__u64 today;
 
 	if (!then || then == (unsigned long long)-1) {
@@ -107,6 +109,7 @@ static bool account_read(struct account *account, PyObject *epoch_ns, __u64 sinc
 	struct ebt_slot *slot;
 	const volatile struct ebt_line *line;
 	struct recent recent;
+	PyThreadState *thread = PyThreadState_Get();
 	__u64 switches, then;
 	int tries = 4;
 
@@ -115,11 +118,13 @@ static bool account_read(struct account *account, PyObject *epoch_ns, __u64 sinc
 	slot = slot_mine();
 	if (!slot)
 		return false;
+	switches_note(thread);
 	line = &table.lines[slot - table.slots];
 	account->slot = slot;
 	account->generation = slot->generation;
 	account->epoch = table.epoch;
-	account->stamp = PyThreadState_Get()->context_ver;
+	account->stamp = thread->context_ver;
+	account->missed = self.missed;
 	/*
 	 * The kernel writes the line when this thread is switched out: see the same count twice.  And read both clocks
 	 * at one moment: a hypervisor may take the CPU away in between, which no count shows.
@@ -156,6 +161,43 @@ static bool account_read(struct account *account, PyObject *epoch_ns, __u64 sinc
 	return true;
 }
 
+/* By way of a whole account: for the rare case that the thread's switch in was not reported. */
+static bool account_times(__u64 times[EBT_CAUSES])
+{
+	__u64 since[EBT_CAUSES], unknown;
+	struct account account;
+
+	if (!account_read(&account, NULL, since, &unknown))
+		return false;
+	memcpy(times, account.times, sizeof(account.times));
+	return true;
+}
+
+bool thread_times(__u64 times[EBT_CAUSES])
+{
+	const struct ebt_slot *slot = table.slots ? slot_known() : NULL;
+	const volatile struct ebt_line *line;
+	__u64 switches, on_since;
+	bool mine;
+
+	if (!slot)
+		return false;
+	line = &table.lines[slot - table.slots];
+	do {
+		switches = line->switches;
+		atomic_signal_fence(memory_order_seq_cst);
+		mine = line->owner == (slot->tid | (__u64)slot->generation << 32);
+		if (mine && line->off_since)
+			return account_times(times);
+		for (int cause = 0; cause < EBT_CAUSES; cause++)
+			times[cause] = mine ? line->times[cause] : 0;
+		on_since = mine ? line->on_since : slot->claimed_ns;
+		times[EBT_ON_CPU] += now_ns() - on_since;
+		atomic_signal_fence(memory_order_seq_cst);
+	} while (line->switches != switches);
+	return true;
+}
+
 /*
  * The accounts of this thread's open spans, the youngest last: that is nearly
  * always the one that ends next.  Not on the spans themselves: an attribute
@@ -178,8 +220,11 @@ static void accounts_remove(struct accounts *open, unsigned int first, unsigned 
 
 static void accounts_add(struct accounts *open, __u64 span_id, const struct account *account)
 {
-	if (open->count == OPEN_SPANS) /* many of these will never end here */
+	if (open->count == OPEN_SPANS) { /* many of these will never end here */
+		for (int i = 0; i < OPEN_SPANS / 2; i++)
+			contexts_close(open->of[i].context);
 		accounts_remove(open, 0, OPEN_SPANS / 2);
+	}
 	open->span_ids[open->count] = span_id;
 	open->of[open->count] = *account;
 	open->count++;
@@ -220,14 +265,18 @@ static int account_open(__u64 span_id, PyObject *started_ns)
 
 	if (!account_read(&account, started_ns, since, &unknown))
 		return 0;
-	/* They may wrap around below zero: only differences count. */
-	for (int cause = 0; cause < EBT_CAUSES; cause++)
-		account.times[cause] -= since[cause];
+	account.context = contexts_open(PyThreadState_Get(), account.times, account.own);
 	/* A lead as short as the SDK's own way to us, at a thread's first span: it ran on. */
-	account.times[unknown < SHORT_LEAD_NS ? EBT_ON_CPU : EBT_OTHER] -= unknown;
+	since[unknown < SHORT_LEAD_NS ? EBT_ON_CPU : EBT_OTHER] += unknown;
+	/* They may wrap around below zero: only differences count. */
+	for (int cause = 0; cause < EBT_CAUSES; cause++) {
+		account.times[cause] -= since[cause];
+		account.own[cause] -= since[cause];
+	}
 	if (!self.open) {
 		self.open = malloc(sizeof(*self.open));
 		if (!self.open) {
+			contexts_close(account.context);
 			PyErr_NoMemory();
 			return -1;
 		}
@@ -307,10 +356,11 @@ static int attributes_room(PyObject *attributes, PyObject *dict, Py_ssize_t coun
  * span that has ended, and past their lock, for this is the span's last writer
  * and whoever reads comes later.
  */
-static int parts_store(PyObject *attributes, const __u64 parts[EBT_CAUSES], __u64 lost)
+static int parts_store(PyObject *attributes, const __u64 parts[EBT_CAUSES], __u64 suspended,
+		       __u64 lost)
 {
 	PyObject *dict = PyObject_GetAttr(attributes, state.dict_attr);
-	Py_ssize_t count = lost ? 1 : 0;
+	Py_ssize_t count = (lost != 0) + (suspended != 0);
 	int verdict;
 
 	if (!dict || !PyDict_CheckExact(dict)) {
@@ -327,6 +377,8 @@ static int parts_store(PyObject *attributes, const __u64 parts[EBT_CAUSES], __u6
 		    set_number(dict, state.time_keys[cause], parts[cause]))
 			verdict = -1;
 	}
+	if (verdict == MEASURED && suspended && set_number(dict, state.suspended_key, suspended))
+		verdict = -1;
 	if (verdict == MEASURED && lost && set_number(dict, state.lost_key, lost))
 		verdict = -1;
 	Py_DECREF(dict);
@@ -343,36 +395,70 @@ static int thread_shared(PyObject *ask)
 	return shared;
 }
 
-static int account_close(PyObject *span, PyObject *attributes, PyObject *ask_shared)
+/*
+ * The parts of a span whose thread ran other contexts too: its own context's
+ * alone, and the rest.  False when a switch was missed, or another context runs.
+ */
+static bool parts_of_context(const struct account *before, const struct account *now,
+			     __u64 parts[EBT_CAUSES], __u64 *suspended)
 {
-	struct account before, now = { 0 };
-	__u64 parts[EBT_CAUSES], since[EBT_CAUSES], unknown, span_id;
-	PyObject *ended_ns;
+	__u64 own[EBT_CAUSES], all = 0, used = 0;
+
+	if (!before->context || now->missed != before->missed ||
+	    !contexts_read(PyThreadState_Get(), before->context, now->times, own))
+		return false;
+	for (int cause = 0; cause < EBT_CAUSES; cause++) {
+		all += parts[cause];
+		parts[cause] = own[cause] - before->own[cause];
+		used += parts[cause];
+	}
+	*suspended = all > used ? all - used : 0;
+	return true;
+}
+
+/* Measure a span against its account, which is this thread's. */
+static int account_settle(PyObject *span, PyObject *attributes, PyObject *ask_shared,
+			  const struct account *before)
+{
+	__u64 parts[EBT_CAUSES], since[EBT_CAUSES], unknown, suspended = 0;
+	PyObject *ended_ns = PyObject_GetAttr(span, state.end_time_attr);
+	struct account now = { 0 };
+	int shared = 0;
 	bool mine;
 
-	if (span_id_of(span, &span_id))
-		return -1;
-	/* epoch and slot are the thread's identity; ask without claiming a slot for a stranger */
-	if (!accounts_take(self.open, span_id, &before) || !table.slots ||
-	    self.epoch != before.epoch || self.slot != before.slot)
-		return ANOTHER_THREAD;
-	ended_ns = PyObject_GetAttr(span, state.end_time_attr);
 	if (!ended_ns)
 		return -1;
 	mine = account_read(&now, ended_ns, since, &unknown);
 	Py_DECREF(ended_ns);
-	if (!mine || now.generation != before.generation || now.epoch != before.epoch)
+	if (!mine || now.generation != before->generation || now.epoch != before->epoch)
 		return ANOTHER_THREAD;
-	if (now.stamp != before.stamp) {
-		int shared = thread_shared(ask_shared);
-
-		if (shared)
-			return shared < 0 ? -1 : SHARED_THREAD;
-	}
 	for (int cause = 0; cause < EBT_CAUSES; cause++)
-		parts[cause] = now.times[cause] - before.times[cause];
+		parts[cause] = now.times[cause] - before->times[cause];
+	if (now.stamp != before->stamp)
+		shared = thread_shared(ask_shared);
+	if (shared < 0)
+		return -1;
+	if (shared && !parts_of_context(before, &now, parts, &suspended))
+		return SHARED_THREAD;
 	parts_cut(parts, since, unknown);
-	return parts_store(attributes, parts, now.lost - before.lost);
+	return parts_store(attributes, parts, suspended, now.lost - before->lost);
+}
+
+static int account_close(PyObject *span, PyObject *attributes, PyObject *ask_shared)
+{
+	struct account before;
+	__u64 span_id;
+	int verdict = ANOTHER_THREAD;
+
+	if (span_id_of(span, &span_id))
+		return -1;
+	if (!accounts_take(self.open, span_id, &before))
+		return ANOTHER_THREAD;
+	/* epoch and slot are the thread's identity; ask without claiming a slot for a stranger */
+	if (table.slots && self.epoch == before.epoch && self.slot == before.slot)
+		verdict = account_settle(span, attributes, ask_shared, &before);
+	contexts_close(before.context);
+	return verdict;
 }
 
 PyObject *breakdown_end(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)

@@ -72,8 +72,11 @@ static PyObject *tracer_call(PyObject *callable, PyObject *const *args, size_t n
 
 	if (!greenlets_followed || tracer->installation != switches.installation)
 		tracer_remove(tracer);
-	else if (switches_follow_thread(thread))
+	else if (switches_follow_thread(thread)) {
+		if (self.seen + 1 != thread->context_ver)
+			switches_missed(thread);
 		switched(thread);
+	}
 	if (!previous)
 		Py_RETURN_NONE;
 	result = PyObject_Vectorcall(previous, args, nargs, names);

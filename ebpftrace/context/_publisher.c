@@ -135,10 +135,10 @@ static PyObject *span_context(PyObject *context, bool quiet)
 	return found;
 }
 
-static void slot_store(struct ebt_slot *slot, PyObject *context, PyObject *span)
+static void slot_store(struct ebt_slot *slot, PyThreadState *thread, PyObject *context,
+		       PyObject *span)
 {
 	unsigned long flags = PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(span, 3));
-	PyThreadState *thread = PyThreadState_Get();
 	struct ebt_python python = python_state(thread);
 
 	if (trace_id_store(PyTuple_GET_ITEM(span, 0), slot->trace_id) ||
@@ -154,12 +154,7 @@ static void slot_store(struct ebt_slot *slot, PyObject *context, PyObject *span)
 	slot->valid = 1;
 }
 
-/*
- * A thread state that is taken down loses its context, which the stamp shows;
- * so there must be one.  There is none yet where a runtime context of another
- * make keeps its own elsewhere.
- */
-static bool context_exists(PyThreadState *thread)
+bool context_exists(PyThreadState *thread)
 {
 	PyObject *copy;
 
@@ -167,6 +162,7 @@ static bool context_exists(PyThreadState *thread)
 		return true;
 	copy = PyContext_CopyCurrent();
 	Py_XDECREF(copy);
+	PyErr_Clear();
 	return thread->context != NULL;
 }
 
@@ -193,7 +189,7 @@ void publish(PyObject *context, bool quiet)
 		 */
 		slot = table.slots && self.publishes == number ? slot_mine() : NULL;
 		if (slot && PyTuple_GET_ITEM(span, 5) == Py_True && context_exists(thread))
-			slot_store(slot, context, span);
+			slot_store(slot, thread, context, span);
 		Py_DECREF(span);
 	}
 	if (PyErr_Occurred()) {
@@ -496,6 +492,7 @@ static int state_init(void)
 	state.dict_attr = PyUnicode_InternFromString("_dict");
 	state.maxlen_attr = PyUnicode_InternFromString("maxlen");
 	state.lost_key = PyUnicode_InternFromString("ebpftrace.lost_records");
+	state.suspended_key = PyUnicode_InternFromString("ebpftrace.time.suspended");
 	state.span_key = PyUnicode_InternFromString("");
 	state.mask_key = Py_XNewRef(state.span_key);
 	for (int cause = 0; cause < EBT_CAUSES; cause++) {

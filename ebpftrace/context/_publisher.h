@@ -39,7 +39,11 @@ struct table {
 
 extern struct table table;
 
+/* Spans of one thread that are measured at the same time; of more, the older half is not. */
+#define OPEN_SPANS 256
+
 struct accounts;
+struct contexts;
 
 struct thread {
 	struct ebt_slot *slot;
@@ -49,7 +53,9 @@ struct thread {
 	unsigned int publishes; /* counts them: did another come in between? */
 	unsigned int traced; /* number of the installation whose greenlet tracer this thread has */
 	__u64 seen; /* PyThreadState.context_ver, as far as we know how it came about; 0 = new */
+	__u64 missed; /* switches that no hook told of */
 	struct accounts *open; /* of its open spans */
+	struct contexts *contexts; /* in which these were started */
 };
 
 /* initial-exec: an access is one load; the few bytes fit what the loader keeps for late libraries */
@@ -64,6 +70,7 @@ struct state {
 	PyObject *attributes_attr, *start_time_attr, *end_time_attr; /* of a span */
 	PyObject *dict_attr, *maxlen_attr; /* of its attributes */
 	PyObject *time_keys[EBT_CAUSES];
+	PyObject *suspended_key;
 	PyObject *lost_key;
 	PyObject *on_fork; /* called once, at the first attach in a forked child */
 	unsigned int default_mask; /* for sampled contexts that do not say */
@@ -107,6 +114,13 @@ static inline struct ebt_slot *slot_known(void)
  */
 void publish(PyObject *context, bool quiet);
 void publish_nothing(void);
+
+/*
+ * A thread, or a greenlet, has no contextvars.Context before a variable is set:
+ * make it one.  There must be one wherever a context is told by its address: a
+ * thread state that is taken down loses it, which the stamp then shows.
+ */
+bool context_exists(PyThreadState *thread);
 
 /* What CPython says of the thread's contexts, for the stamp. */
 static inline struct ebt_python python_state(const PyThreadState *thread)
@@ -172,6 +186,26 @@ static inline bool switches_follow_thread(const PyThreadState *thread)
 {
 	return table.slots && switches.variable && thread->interp == switches.interp;
 }
+
+/* --- _contexts.c --- */
+
+/* The calling thread runs another context: give the one before what it used. */
+void contexts_switched(PyThreadState *thread);
+/*
+ * A span begins in the current context, at these times of the thread: what the
+ * context had used then, and its address, or NULL when nothing follows it.
+ */
+PyObject *contexts_open(PyThreadState *thread, const __u64 times[EBT_CAUSES],
+			__u64 own[EBT_CAUSES]);
+/* What it has used now; false when it is not the one that runs. */
+bool contexts_read(const PyThreadState *thread, const PyObject *context,
+		   const __u64 times[EBT_CAUSES], __u64 own[EBT_CAUSES]);
+/* A span of it is measured no more. */
+void contexts_close(const PyObject *context);
+void contexts_orphan(struct contexts *contexts);
+
+/* The calling thread's account up to now; false when nobody counts. */
+bool thread_times(__u64 times[EBT_CAUSES]);
 
 /* --- _greenlets.c --- */
 

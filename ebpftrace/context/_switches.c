@@ -31,6 +31,7 @@ void switched(PyThreadState *thread)
 	self.seen = thread->context_ver;
 	if (!table.slots || !switches.variable)
 		return;
+	contexts_switched(thread);
 	if (pending)
 		PyErr_Fetch(&type, &value, &traceback);
 	if (PyContextVar_Get(switches.variable, NULL, &context) == 0 && context) {
@@ -238,6 +239,7 @@ void switches_missed(PyThreadState *thread)
 	if (thread->interp != switches.interp)
 		return;
 	counters.missed += self.seen != 0;
+	self.missed++;
 	self.seen = thread->context_ver;
 	PyErr_Fetch(&type, &value, &traceback);
 	if (entering)

@@ -69,6 +69,8 @@ static void slot_release(void *arg)
 	pthread_mutex_unlock(&table_lock);
 	free(self.open);
 	self.open = NULL;
+	contexts_orphan(self.contexts);
+	self.contexts = NULL;
 }
 
 static bool slot_take(struct ebt_slot *slot, __u32 was, __u32 tid)

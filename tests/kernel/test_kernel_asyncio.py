@@ -11,6 +11,7 @@ import pytest
 from harness import App, kernel, named, own, run
 
 SHORT_MS, LONG_MS = 2, 30
+MS = 1_000_000
 
 
 async def _take_turns(app):
@@ -115,9 +116,56 @@ def test_no_wrong_parent(work, loop):
     assert [] == [wall for wall in long if wall < LONG_MS]
 
 
-def test_suspended_spans():
-    """A coroutine's span that was suspended has no breakdown, for its thread's time was not its own; it is counted."""
-    found = run(interleaved, "asyncio", "auto").value
+@pytest.mark.parametrize(("work", "loop"), LOOPS)
+def test_breakdown(work, loop):
+    """A span that is suspended has its own times alone, and how long it was suspended; they add up to its wall time."""
+    found = run(work, loop, "auto").value
+    spans = found["spans"]
+    short, long = named(spans, "short"), named(spans, "long")
+
+    for span in (short, long):
+        assert 0.98 * span["wall"] <= sum(span["times"].values()) <= 1.02 * span["wall"], span
+    assert 15 * SHORT_MS * MS <= short["times"]["sleep"] < 15 * LONG_MS * MS
+    assert 15 * LONG_MS * MS <= long["times"]["sleep"]
+    assert 14 * LONG_MS * MS <= short["times"]["suspended"]
+    assert 0 == found["stats"]["shared_thread"]
+
+
+def families():
+    """A task with a span in its span, which waits for a task of its own, twice."""
+    app = App()
+
+    async def child():
+        with app.span("child"):
+            time.sleep(0.02)  # noqa: ASYNC251  (time that is to be found again)
+
+    async def main():
+        with app.span("parent"):
+            with app.span("inner"):
+                time.sleep(0.01)  # noqa: ASYNC251
+                await asyncio.sleep(0.03)
+            await asyncio.create_task(child())
+
+    asyncio.run(main())
+    return app.spans()
+
+
+def test_nested_breakdown():
+    """A span's times include those of spans within it in the same context; other tasks' are its suspended time."""
+    spans = run(families).value
+    parent, inner, child = (named(spans, name) for name in ("parent", "inner", "child"))
+
+    assert 10 * MS <= inner["times"]["sleep"] < 20 * MS
+    assert 10 * MS <= parent["times"]["sleep"] < 20 * MS
+    assert 29 * MS <= inner["times"]["suspended"] < inner["wall"]
+    assert 49 * MS <= parent["times"]["suspended"] < parent["wall"]
+    assert 20 * MS <= child["times"]["sleep"]
+    assert "suspended" not in child["times"]
+
+
+def test_suspended_spans_without_hooks():
+    """Where the switches are not known, a suspended span has no breakdown; it is counted."""
+    found = run(interleaved, "asyncio", "none").value
 
     assert [{}, {}] == [span["times"] for span in own(found["spans"])]
     assert 2 == found["stats"]["shared_thread"]
