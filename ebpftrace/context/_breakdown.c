@@ -222,7 +222,7 @@ static void accounts_add(struct accounts *open, __u64 span_id, const struct acco
 {
 	if (open->count == OPEN_SPANS) { /* many of these will never end here */
 		for (int i = 0; i < OPEN_SPANS / 2; i++)
-			contexts_close(open->of[i].context);
+			contexts_close(open->of[i].context, open->of[i].epoch);
 		accounts_remove(open, 0, OPEN_SPANS / 2);
 	}
 	open->span_ids[open->count] = span_id;
@@ -276,7 +276,7 @@ static int account_open(__u64 span_id, PyObject *started_ns)
 	if (!self.open) {
 		self.open = malloc(sizeof(*self.open));
 		if (!self.open) {
-			contexts_close(account.context);
+			contexts_close(account.context, account.epoch);
 			PyErr_NoMemory();
 			return -1;
 		}
@@ -457,7 +457,7 @@ static int account_close(PyObject *span, PyObject *attributes, PyObject *ask_sha
 	/* epoch and slot are the thread's identity; ask without claiming a slot for a stranger */
 	if (table.slots && self.epoch == before.epoch && self.slot == before.slot)
 		verdict = account_settle(span, attributes, ask_shared, &before);
-	contexts_close(before.context);
+	contexts_close(before.context, before.epoch);
 	return verdict;
 }
 

@@ -205,10 +205,11 @@ bool contexts_read(const PyThreadState *thread, const PyObject *context,
 	return true;
 }
 
-void contexts_close(const PyObject *context)
+void contexts_close(const PyObject *context, unsigned int epoch)
 {
 	struct contexts *contexts = contexts_mine(false);
-	unsigned int i = contexts && context ? used_find(contexts, context) : NONE;
+	bool noted = contexts && context && epoch == table.epoch;
+	unsigned int i = noted ? used_find(contexts, context) : NONE;
 
 	if (i != NONE && --contexts->of[i].spans == 0)
 		used_remove(contexts, i);

@@ -108,6 +108,21 @@ static inline struct ebt_slot *slot_known(void)
 	return self.epoch == table.epoch && *table.here ? self.slot : NULL;
 }
 
+/* Put into the calling thread's slot what it held before, under a stamp of now. */
+static inline void slot_write(struct ebt_slot *slot, const struct ebt_slot *copy, __u64 stamp)
+{
+	slot->valid = 0;
+	atomic_signal_fence(memory_order_seq_cst);
+	memcpy(slot->trace_id, copy->trace_id, sizeof(slot->trace_id));
+	memcpy(slot->span_id, copy->span_id, sizeof(slot->span_id));
+	slot->trace_flags = copy->trace_flags;
+	slot->mask = copy->mask;
+	slot->stamp_addr = copy->stamp_addr;
+	slot->stamp = stamp;
+	atomic_signal_fence(memory_order_seq_cst);
+	slot->valid = 1;
+}
+
 /*
  * Publish what `context` says of the calling thread; called with no exception
  * set, leaves none.  `quiet`: run no Python for it, rather publish nothing.
@@ -200,8 +215,8 @@ PyObject *contexts_open(PyThreadState *thread, const __u64 times[EBT_CAUSES],
 /* What it has used now; false when it is not the one that runs. */
 bool contexts_read(const PyThreadState *thread, const PyObject *context,
 		   const __u64 times[EBT_CAUSES], __u64 own[EBT_CAUSES]);
-/* A span of it is measured no more. */
-void contexts_close(const PyObject *context);
+/* A span that began in it, under that table, is measured no more. */
+void contexts_close(const PyObject *context, unsigned int epoch);
 void contexts_orphan(struct contexts *contexts);
 
 /* The calling thread's account up to now; false when nobody counts. */

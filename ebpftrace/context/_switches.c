@@ -138,6 +138,51 @@ static struct method run_method = {
 	NULL,
 };
 
+/* What is published before another context is entered, to be published again when that is left. */
+struct kept {
+	PyObject *context; /* OpenTelemetry's; NULL = nothing is kept */
+	struct ebt_slot *slot;
+	unsigned int epoch;
+	struct ebt_slot copy;
+};
+
+static void kept_take(struct kept *kept, PyThreadState *thread)
+{
+	struct ebt_python python = python_state(thread);
+
+	kept->context = NULL;
+	kept->slot = slot_known();
+	kept->epoch = table.epoch;
+	if (!kept->slot || kept->slot->valid != 1 || ebt_stamp(&python) != kept->slot->stamp)
+		return;
+	kept->copy = *kept->slot;
+	if (PyContextVar_Get(switches.variable, NULL, &kept->context))
+		PyErr_Clear();
+}
+
+/* The context before has taken over again: mostly it holds what it held, and its span need not be looked at again. */
+static void kept_publish(struct kept *kept, PyThreadState *thread)
+{
+	PyObject *context = NULL;
+
+	if (!kept->context || kept->epoch != table.epoch || !switches_follow_thread(thread) ||
+	    PyErr_Occurred()) {
+		switched(thread);
+	} else if (PyContextVar_Get(switches.variable, NULL, &context) ||
+		   context != kept->context) {
+		PyErr_Clear();
+		switched(thread);
+	} else {
+		struct ebt_python python = python_state(thread);
+
+		self.seen = thread->context_ver;
+		contexts_switched(thread);
+		slot_write(kept->slot, &kept->copy, ebt_stamp(&python));
+	}
+	Py_XDECREF(context);
+	Py_CLEAR(kept->context);
+}
+
 typedef PyObject *(*run_function)(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
 
 /* What Context.run does, and a look after each of the two switches in it. */
@@ -145,19 +190,23 @@ static PyObject *context_run(PyObject *context, PyObject *const *args, Py_ssize_
 			     PyObject *names)
 {
 	PyThreadState *thread = PyThreadState_Get();
+	struct kept kept;
 	PyObject *result;
 
 	if (nargs < 1 || !switches_follow_thread(thread))
 		return ((run_function)(void (*)(void))run_method.was)(context, args, nargs, names);
 	switches_note(thread);
-	if (PyContext_Enter(context))
+	kept_take(&kept, thread);
+	if (PyContext_Enter(context)) {
+		Py_XDECREF(kept.context);
 		return NULL;
+	}
 	switched(thread);
 	result = PyObject_Vectorcall(args[0], args + 1, (size_t)(nargs - 1), names);
 	switches_note(thread);
 	if (PyContext_Exit(context))
 		Py_CLEAR(result);
-	switched(thread);
+	kept_publish(&kept, thread);
 	return result;
 }
 

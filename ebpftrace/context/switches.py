@@ -45,11 +45,13 @@ class Hook:
         name: what the setting calls it.
         on: it is in place, and did its work when it was tried.
         detail: what it is for when it is on, else why it is not.
+        wanted: it was chosen; one that was not is no failure.
     """
 
     name: str
     on: bool
     detail: str
+    wanted: bool = True
 
 
 _hooks: tuple[Hook, ...] = ()  # all of CONTEXT_HOOKS, or none while the library does not run
@@ -118,7 +120,7 @@ def _chosen(wanted: Sequence[str]) -> tuple[str, ...]:
 
 def _verdict(name: str, problem: str | None) -> Hook:
     if problem is None:
-        return Hook(name, False, "not needed here, or not asked for")
+        return Hook(name, False, "not needed here, or not asked for", wanted=False)
     return Hook(name, not problem, problem or _USE[name])
 
 

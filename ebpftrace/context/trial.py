@@ -17,18 +17,25 @@ _TRIED_WITH = ("asyncio", "greenlet", "uvloop")
 
 
 def hooks_that_work() -> tuple[switches.Hook, ...]:
-    """Return how each hook stands in this process, or would with the library running; leaves nothing behind."""
+    """Return how each hook that this Python takes stands in this process, or would with the library running.
+
+    Leaves nothing behind but imports.
+    """
     if _publisher.armed():
-        return switches.hooks()
+        return _wanted()
     for module in _TRIED_WITH:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     with _table():
         hooks.install(lambda: None)
         try:
-            return switches.hooks()
+            return _wanted()
         finally:
             hooks.uninstall()
+
+
+def _wanted() -> tuple[switches.Hook, ...]:
+    return tuple(hook for hook in switches.hooks() if hook.wanted)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ NEEDS = {
     "encode": ("opentelemetry.exporter.otlp.proto.common",),
     "soak": ("flask", "waitress", "opentelemetry.instrumentation.flask"),
     "web": ("fastapi", "uvicorn", "uvloop", "opentelemetry.instrumentation.fastapi", "flask", "waitress"),
+    "switches": ("greenlet", "uvloop"),
     "reader": ("opentelemetry.exporter.otlp.proto.common",),
 }
 
