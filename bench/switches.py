@@ -25,7 +25,7 @@ from ebpftrace.context import hooks, switches
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEPS = 2000
+STEPS = 500
 TARGETS = {"asyncio_step": 300, "uvloop_step": 300}
 
 
@@ -115,7 +115,7 @@ def measure(works: dict[str, Callable[[int], None]], rounds: int) -> None:
 
 
 def main() -> None:
-    rounds = 10 if arguments(__doc__).quick else 300
+    rounds = 10 if arguments(__doc__).quick else 500
     say(machine())
     on_one_cpu()
     tracer = TracerProvider().get_tracer("plain")  # asked for before start(), so it stays as the SDK makes it
