@@ -42,7 +42,7 @@ class Agent:
     def __init__(self, folder: Path, endpoint: str) -> None:
         self._log = (folder / "log").open("w+b")
         environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
-        command = [*EBPFTRACE, "agent", folder / "numbered.yaml"]
+        command = [*EBPFTRACE, "agent", "--socket", "", folder / "numbered.yaml"]
         command += ["--set", f"numbered.copies={COPIES}", "--listen", "127.0.0.1:0"]
         self._process = subprocess.Popen(command, stderr=self._log, env=environment)
         self._port = self._wait_for_port()

@@ -43,6 +43,7 @@ def start(
     context_hooks: tuple[str, ...] | list[str] | None = None,
     otel_context: bool | None = None,
     output: str | None = None,
+    agent_socket: str | None = None,
     disabled: bool | None = None,
 ) -> Session:
     """Load the kernel programs, publish every thread's current span, start the background reader.
@@ -64,6 +65,8 @@ def start(
             (default), ["none"], or names of hooks.
         otel_context: let other readers of OpenTelemetry's context find this process's (default: yes).
         output: also write all spans, the application's and the kernel's, to this file as OTLP JSON lines.
+        agent_socket: an agent's socket, to have its programs act here and load none (default: the usual place, when
+            this process may not load any; "none": never).
         disabled: do nothing.
 
     Each has an environment variable EBPFTRACE_<NAME>, which a value given here overrides.
@@ -85,6 +88,7 @@ def start(
         "context_hooks": None if context_hooks is None else _names("context_hooks", context_hooks),
         "otel_context": otel_context,
         "output": output,
+        "agent_socket": agent_socket,
         "disabled": disabled,
     }
     return session.start(**{name: value for name, value in given.items() if value is not None})

@@ -52,8 +52,15 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Can the library trace here?"""
-        return all(feature.available for feature in self.features if feature.required)
+        """Can the library trace here, by itself or by an agent?"""
+        return self.by_agent or all(feature.available for feature in self.features if feature.required)
+
+    @property
+    def by_agent(self) -> bool:
+        """Does it take an agent, and is there one that lets this process in?"""
+        found = {feature.name: feature.available for feature in self.features}
+        needed = (_AGENT, "machine", "libbpf", "OpenTelemetry SDK")
+        return not found.get("privileges", False) and all(found.get(name, False) for name in needed)
 
 
 def probe() -> Report:
@@ -64,7 +71,7 @@ def probe() -> Report:
     found += [_privileges(), _lockdown(), *_kernel_btf(), *_maps(), *_hooks(), *_programs()]
     found += [_cgroups(), _mount("/sys/fs/bpf", "bpf", "bpffs", "nothing is pinned; not needed")]
     found += [_mount("/sys/kernel/tracing", "tracefs", "tracefs", "BTF tracepoints do without; not needed")]
-    found += [_sdk(), _exporter(), *_context_hooks(), _otel_context()]
+    found += [_agent(), _sdk(), _exporter(), *_context_hooks(), _otel_context()]
     return Report(tuple(found))
 
 
@@ -268,6 +275,30 @@ def _mount(path: str, kind: str, name: str, use: str) -> Feature:
     mounts = (line.split() for line in _lines("/proc/mounts"))
     there = any(fields[1] == path and fields[2] == kind for fields in mounts)
     return Feature(name, there, path if there else "not mounted", use=use)
+
+
+_AGENT = "agent"
+
+
+def _agent() -> Feature:
+    """Register, as an application does, and leave."""
+    from ebpftrace.context.agent_link import AgentLink
+    from ebpftrace.runtime.by_agent import NEVER, socket_path
+    from ebpftrace.settings import resolve
+
+    use = "applications that may not load BPF programs"
+    settings = resolve({})
+    if settings.agent_socket == NEVER:
+        return Feature(_AGENT, False, "ruled out by EBPFTRACE_AGENT_SOCKET", use=use)
+    path = socket_path(settings)
+    try:
+        link = AgentLink(path)
+    except EbpftraceError as error:
+        return Feature(_AGENT, False, str(error), use=use, hint="docs/howto/unprivileged.md")
+    link.table.close()
+    link.close()
+    programs = ", ".join(sorted(link.welcome.programs)) or "none"
+    return Feature(_AGENT, True, f"{path} lets this process in; its programs: {programs}", use=use)
 
 
 def _sdk() -> Feature:

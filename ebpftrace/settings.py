@@ -68,6 +68,10 @@ class Settings:
     output: str = ""
     """Also write all spans, the application's and the kernel's, to this file as OTLP JSON lines; EBPFTRACE_OUTPUT."""
 
+    agent_socket: str = ""
+    """An agent's socket, to register there and load nothing here; "" = the usual place, when this process may not load
+    BPF programs; "none" = never. EBPFTRACE_AGENT_SOCKET."""
+
     disabled: bool = False
     """Do nothing at all; EBPFTRACE_DISABLED."""
 
@@ -100,6 +104,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "context_hooks": _words,
     "otel_context": _boolean,
     "output": str,
+    "agent_socket": str,
     "disabled": _boolean,
 }
 

@@ -25,6 +25,7 @@ from ebpftrace.agent.landlock import endpoint_ports, restrict
 from ebpftrace.agent.logs import fields
 from ebpftrace.agent.metrics import MetricsServer
 from ebpftrace.agent.program import Source
+from ebpftrace.agent.registry import Registry, RegistryOptions
 from ebpftrace.agent.sdnotify import Notifier
 from ebpftrace.agent.snapshot import AgentSnapshot, ProgramSnapshot, ReaderSnapshot
 from ebpftrace.agent.startup import SelfTrace
@@ -71,6 +72,11 @@ class Options:
     extras: bool = True
     ring_kib: int = 4096
     shutdown_s: float = 10.0
+    registry: RegistryOptions | None = None
+    """Registration of applications; None = none."""
+
+    insist: bool = False
+    """End when there can be no registration."""
 
 
 class Agent:
@@ -97,6 +103,7 @@ class Agent:
         self._reader: Reader | None = None
         self._pipeline: Pipeline | None = None
         self._privileges: Privileges | None = None
+        self._registry: Registry | None = None
 
     def run(self) -> int:
         """Run until a signal ends it; return the exit code: 1 when spans were lost at the end.
@@ -133,6 +140,8 @@ class Agent:
         self._check(self._fleet)
         if self._choice.settings is not None:  # it may read keys; its threads start with its first span
             self._open(trace)
+        if options.registry is not None:
+            self._open_registry(options.registry, self._fleet, trace)
         with trace.step("give up privileges"):
             self._privileges = privileges.reduce(self._options.keep)
             if self._options.landlock:
@@ -146,6 +155,8 @@ class Agent:
         if self._metrics is not None:
             self._metrics.start()
             logger.info("metrics are served", extra=fields(listen=self._options.listen, port=self._metrics.port))
+        if self._registry is not None:
+            self._registry.start(self._fleet.bits())
         self._loads, self._loaded_at = 1, time.time()
         self._export.emit(trace.end())
         self._notifier.ready(self._status())
@@ -154,6 +165,15 @@ class Agent:
     def _open(self, trace: SelfTrace) -> None:
         with trace.step("open exporter"):
             self._export = self._choice.open()
+
+    def _open_registry(self, options: RegistryOptions, fleet: Fleet, trace: SelfTrace) -> None:
+        try:
+            with trace.step("open registry"):
+                self._registry = Registry(options, fleet.core())
+        except EbpftraceError as error:
+            if self._options.insist:
+                raise
+            logger.warning("applications cannot register: %s", error)
 
     def _sources(self) -> list[Source]:
         options = self._options
@@ -192,7 +212,7 @@ class Agent:
             read += header_folders()
         native = self._choice.settings
         restrict(
-            [output] if output else [],
+            [*([output] if output else []), *(self._registry.writes if self._registry is not None else [])],
             read=[*read, *self._choice.files(), *(path for program in fleet.programs for path in program.reads())],
             connect_ports=endpoint_ports(native.endpoint, os.environ) if native is not None else None,
             bind_ports=[0] if native is None or native.protocol == "grpc" else [],  # gRPC tries whether there is IPv6
@@ -244,6 +264,8 @@ class Agent:
         else:
             self._load_failures += 1
         self._fleet.begin()
+        if self._registry is not None:
+            self._registry.set_programs(self._fleet.bits())
         self._export.emit(trace.end())
         self._notifier.ready(self._status())
         running = ",".join(program.source.stem for program in self._fleet.programs)
@@ -268,6 +290,8 @@ class Agent:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         trace = SelfTrace("agent.stop")
+        if self._registry is not None:
+            self._registry.close()
         emptied = self._detach(trace, deadline)
         lost = not emptied
         if self._export is not None:
@@ -304,6 +328,7 @@ class Agent:
             config_loaded_at=self._loaded_at,
             programs=self._program_snapshots(),
             cgroup_maps=self._fleet.cgroup_maps() if self._fleet is not None else (),
+            registry=self._registry.snapshot() if self._registry is not None else None,
             stopping=self._stopping,
         )
         if self._export is not None:

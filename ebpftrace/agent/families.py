@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ebpftrace._version import version
 from ebpftrace.agent.health import judge
-from ebpftrace.agent.snapshot import EXPORT_DROP_REASONS, KERNEL_DROP_REASONS, UNDECODED_REASONS
+from ebpftrace.agent.snapshot import (
+    EXPORT_DROP_REASONS,
+    FORGOTTEN_REASONS,
+    KERNEL_DROP_REASONS,
+    REFUSED_REASONS,
+    UNDECODED_REASONS,
+    RegistrySnapshot,
+)
 from ebpftrace.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -61,6 +68,7 @@ class AgentCollector:
         yield from _reader(snapshot)
         yield from _export(snapshot)
         yield from _cgroups(snapshot)
+        yield from _registry(snapshot.registry or RegistrySnapshot())
 
 
 def make_registry(take: Callable[[], AgentSnapshot]) -> CollectorRegistry:
@@ -199,3 +207,15 @@ def _cgroups(snapshot: AgentSnapshot) -> Iterator[Metric]:
     yield _counter(
         "cgroup_map_walks", "Walks of the cgroup tree.", ("program",), [((m.program,), m.walks) for m in maps]
     )
+
+
+def _registry(registry: RegistrySnapshot) -> Iterator[Metric]:
+    yield _gauge("registered_processes", "Applications that have a context table.", (), [((), registry.processes)])
+    yield _gauge("registry_connections", "Connections to the agent's socket.", (), [((), registry.connections)])
+    tables = [(("in_force",), registry.tables - registry.retired), (("retired",), registry.retired)]
+    yield _gauge("registry_tables", "Context tables that count against the quotas.", ("state",), tables)
+    yield _counter("registrations", "Applications that were registered.", (), [((), registry.registered)])
+    refused = [((reason,), count) for reason, count in _reasons(registry.refused, REFUSED_REASONS).items()]
+    yield _counter("refused_registrations", "Applications that were not, by reason.", ("reason",), refused)
+    forgotten = [((reason,), count) for reason, count in _reasons(registry.forgotten, FORGOTTEN_REASONS).items()]
+    yield _counter("forgotten_registrations", "Registrations that ended, by reason.", ("reason",), forgotten)

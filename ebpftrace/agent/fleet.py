@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ebpftrace.agent.ledger import Ledger
 from ebpftrace.agent.loader import Loader
 from ebpftrace.errors import EbpftraceError, UnsupportedError
-from ebpftrace.programs.core import Core
+from ebpftrace.kernel.object import BpfObject
+from ebpftrace.programs.core import Core, program_bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -49,13 +50,18 @@ class Fleet:
         self.programs: list[AgentProgram] = []
         self.failed: dict[str, EbpftraceError] = {}
         self._core: Core | None = None
-        self._loader = Loader(self._get_core, ring_bytes, strict=strict, extras=extras)
+        self._loader = Loader(self.core, ring_bytes, strict=strict, extras=extras)
         self._ledger = Ledger()
         self._counting = threading.Lock()  # a counter is in a program or in the ledger, never in both
         self._rings: dict[int, tuple[AgentProgram, str]] = {}
         self._next_ring = 0
 
-    def _get_core(self) -> Core:
+    def core(self) -> Core:
+        """Return the owner of the shared maps, loaded.
+
+        Raises:
+            EbpftraceError: the kernel refuses it.
+        """
         if self._core is None:
             core = Core()
             try:
@@ -71,6 +77,11 @@ class Fleet:
     def rings(self) -> dict[int, Map]:
         """Return the ring buffers, by the number that their records come with."""
         return {number: program.object.map(name) for number, (program, name) in self._rings.items()}
+
+    def bits(self) -> dict[str, int]:
+        """Return the programs that act below published contexts, and each one's bit of a context's mask."""
+        loaded = [(program.name, program.object) for program in self.programs]
+        return {name: bit for name, obj in loaded if isinstance(obj, BpfObject) and (bit := program_bit(obj))}
 
     def layouts(self) -> dict[int, Sequence[RecordLayout]]:
         """Return the layouts of each ring buffer's records."""

@@ -23,6 +23,12 @@ KERNEL_DROP_REASONS = ("ring_full", "map_full", "limit")
 EXPORT_DROP_REASONS = ("queue_full", "expired", "invalid", "closed")
 """Why a span is not sent: no room, not taken for too long, no ids, the agent ended."""
 
+REFUSED_REASONS = ("policy", "quota", "full", "rate", "busy", "late", "protocol", "version", "gone", "failed")
+"""Why an application was not registered: docs/reference/registration.md."""
+
+FORGOTTEN_REASONS = ("closed", "exited", "exec", "replaced", "protocol", "ended")
+"""Why one is registered no more."""
+
 ProgramState = Literal["running", "partial", "failed"]
 """All hooks attached; some; none, or not loaded at all."""
 
@@ -166,6 +172,29 @@ class CgroupMapSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrySnapshot:
+    """Applications that have their context table from the agent.
+
+    Args:
+        processes: registered now.
+        connections: open, those that have not said anything included.
+        tables: that count against the quotas.
+        retired: of these, those of processes that are registered no more.
+        registered: registrations so far.
+        refused: those refused, by reason.
+        forgotten: those that ended, by reason.
+    """
+
+    processes: int = 0
+    connections: int = 0
+    tables: int = 0
+    retired: int = 0
+    registered: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    forgotten: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSnapshot:
     """The whole agent.
 
@@ -178,6 +207,7 @@ class AgentSnapshot:
         export: the way out.
         reader: the reading thread.
         cgroup_maps: those that are kept filled.
+        registry: registered applications; None = it takes none.
         stopping: the agent is shutting down.
     """
 
@@ -189,4 +219,5 @@ class AgentSnapshot:
     export: ExportSnapshot = field(default_factory=ExportSnapshot)
     reader: ReaderSnapshot = field(default_factory=ReaderSnapshot)
     cgroup_maps: tuple[CgroupMapSnapshot, ...] = ()
+    registry: RegistrySnapshot | None = None
     stopping: bool = False

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ebpftrace.cli import agent_registry as registry
 from ebpftrace.errors import CommandError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class AgentCommand:
             "--ring-kib", metavar="N", type=int, default=4096,
             help="size of each ring buffer of programs made with our header, a power of two (default: %(default)s)",
         )  # fmt: skip
+        registry.add_arguments(parser)
         parser.add_argument(
             "--shutdown-timeout", metavar="SECONDS", type=float, default=10.0,
             help="the longest that ending takes (default: %(default)s)",
@@ -120,5 +122,7 @@ class AgentCommand:
                 extras=not args.no_extras,
                 ring_kib=args.ring_kib,
                 shutdown_s=args.shutdown_timeout,
+                registry=registry.options(args),
+                insist=args.socket is not None,
             )
         )

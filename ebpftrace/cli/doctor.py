@@ -66,7 +66,9 @@ def _print_table(report: Report) -> None:
                 print(" " * (names + 12) + ("→ " if index == 0 and _can_print("→") else "  ") + line)
     missing = [feature.name for feature in report.features if feature.required and not feature.available]
     print()
-    if missing:
+    if report.by_agent:
+        print("The library can trace here, by the agent: this process may load nothing itself.")
+    elif missing:
         print(f"The library cannot trace here. Missing: {', '.join(missing)}.")
     else:
         print("The library can trace here, with every shipped program.")

@@ -403,9 +403,10 @@ int ebt_probe_helper(int helper)
 	return fd >= 0 || errno == EACCES ? 0 : -errno;
 }
 
-int ebt_run_once(int prog_fd)
+int ebt_run_once(int prog_fd, unsigned long long argument)
 {
-	LIBBPF_OPTS(bpf_test_run_opts, options);
+	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &argument,
+		    .ctx_size_in = sizeof(argument));
 
 	if (bpf_prog_test_run_opts(prog_fd, &options))
 		return -errno;

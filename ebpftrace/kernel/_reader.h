@@ -61,8 +61,8 @@ void ebt_link_forget(struct bpf_link *link);
 int ebt_probe_tracing(const char *function, enum bpf_attach_type type);
 /* May BTF tracepoints call this helper?  0, -EINVAL when not, or why that cannot be told. */
 int ebt_probe_helper(int helper);
-/* Run a raw tracepoint program once, here and now; its return value, or a negative errno. */
-int ebt_run_once(int prog_fd);
+/* Run a raw tracepoint program once, here and now, with one argument; its return value, or a negative errno. */
+int ebt_run_once(int prog_fd, unsigned long long argument);
 int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size,
 		   unsigned int value_size, unsigned int max_entries, unsigned int flags);
 #endif

@@ -47,6 +47,8 @@ bool bpf_program__autoattach(const struct bpf_program *prog);
 int bpf_program__fd(const struct bpf_program *prog);
 struct bpf_link *bpf_program__attach(const struct bpf_program *prog);
 int bpf_link__destroy(struct bpf_link *link);
+int bpf_link__fd(const struct bpf_link *link);
+int bpf_iter_create(int link_fd);
 
 struct bpf_map *bpf_object__next_map(const struct bpf_object *obj, const struct bpf_map *map);
 const char *bpf_map__name(const struct bpf_map *map);
@@ -65,6 +67,9 @@ int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags)
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_get_next_key(int fd, const void *key, void *next_key);
+int bpf_map_freeze(int fd);
+int bpf_obj_pin(int fd, const char *pathname);
+int bpf_obj_get(const char *pathname);
 int libbpf_num_possible_cpus(void);
 
 enum bpf_map_type {
@@ -117,7 +122,7 @@ void ebt_name_thread(const char *name);
 void ebt_link_forget(struct bpf_link *link);
 int ebt_probe_tracing(const char *function, enum bpf_attach_type type);
 int ebt_probe_helper(int helper);
-int ebt_run_once(int prog_fd);
+int ebt_run_once(int prog_fd, unsigned long long argument);
 int ebt_map_create(enum bpf_map_type type, const char *name, unsigned int key_size, unsigned int value_size,
                    unsigned int max_entries, unsigned int flags);
 

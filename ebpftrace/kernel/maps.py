@@ -55,6 +55,16 @@ class Map:
         return cls(fd, name=name, key_size=key_size, value_size=value_size, owned=True)
 
     @classmethod
+    def pinned(cls, path: str, *, name: str, key_size: int, value_size: int) -> Self:
+        """Open a map by the name that it has in a BPF file system.
+
+        Raises:
+            BpfError: ENOENT, EACCES.
+        """
+        fd = check(f"open the BPF map {path}", lib.bpf_obj_get(os.fsencode(path)))
+        return cls(fd, name=name, key_size=key_size, value_size=value_size, owned=True)
+
+    @classmethod
     def create_ring(cls, name: str, size: int) -> Self:
         """Create a ring buffer of `size` bytes.
 
@@ -90,6 +100,22 @@ class Map:
         """
         if lib.bpf_map_delete_elem(self.fd, self._buffer(key, self.key_size, "key")) < 0:
             raise BpfError(f"remove a key of map {self.name!r}", errno=ffi.errno)
+
+    def freeze(self) -> None:
+        """Let only BPF programs write to the map from now on: no system call, no writable mapping. For good.
+
+        Raises:
+            BpfError: EBUSY while it is mapped writable, or frozen already.
+        """
+        check(f"freeze map {self.name!r}", lib.bpf_map_freeze(self.fd))
+
+    def pin(self, path: str) -> None:
+        """Give the map a name in a BPF file system, which keeps it.
+
+        Raises:
+            BpfError: EEXIST, EACCES; EPERM where that is another file system.
+        """
+        check(f"pin map {self.name!r} as {path}", lib.bpf_obj_pin(self.fd, os.fsencode(path)))
 
     def lookup(self, key: bytes) -> bytes | None:
         """Return a key's value, of a map that is not per CPU; None when there is none.

@@ -12,6 +12,7 @@ leaves nothing behind in the kernel.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -212,6 +213,17 @@ class BpfObject:
             if lib.bpf_program__autoload(program) and "/" in function.section
         ]
 
+    def attach_iterator(self, name: str) -> int:
+        """Attach a loaded iterator; return the descriptor of which `iterate()` makes readings.
+
+        Raises:
+            AttachError: libbpf or the kernel refused.
+        """
+        take_log()
+        link = lib.bpf_program__attach(self._program(name))
+        self._links.append(check_pointer(f"attach the iterator {name!r} of {self.name!r}", link, AttachError))
+        return int(lib.bpf_link__fd(link))
+
     def attach_one(self, function: Program) -> None:
         """Attach a loaded function to the hook that it names.
 
@@ -231,13 +243,17 @@ class BpfObject:
         for function in self.attachable():
             self.attach_one(function)
 
-    def run_once(self, program: str) -> int:
+    def run_once(self, program: str, argument: int = 0) -> int:
         """Run a raw tracepoint function once, in this thread's context; return its result.
+
+        Args:
+            program: name of the function.
+            argument: what it finds as the tracepoint's first.
 
         Raises:
             BpfError: the kernel cannot (before 5.10), or a negative result.
         """
-        return check(f"run {program!r}", lib.ebt_run_once(lib.bpf_program__fd(self._program(program))))
+        return check(f"run {program!r}", lib.ebt_run_once(lib.bpf_program__fd(self._program(program)), argument))
 
     def run_stats(self, function: str) -> tuple[int, int]:
         """Return how often a loaded function ran and for how many ns, while kernel.bpf_stats_enabled was 1.
@@ -288,3 +304,17 @@ def run_stats_of(fd: int) -> tuple[int, int]:
 def _text(pointer: Any) -> str:
     text: str = ffi.string(pointer).decode()
     return text
+
+
+def iterate(link: int) -> bytes:
+    """Run an iterator over all that it iterates; return what it wrote.
+
+    Args:
+        link: of `BpfObject.attach_iterator()`.
+
+    Raises:
+        BpfError: the kernel refused.
+    """
+    fd = check("run an iterator", lib.bpf_iter_create(link))
+    with os.fdopen(fd, "rb", buffering=0) as reading:
+        return reading.read()

@@ -59,6 +59,14 @@ def uses_core(obj: BpfObject) -> bool:
     return all(name in obj.map_names() for name in _SHARED)
 
 
+def program_bit(obj: BpfObject) -> int:
+    """Return an object's bit of a context's mask, as it was set before loading; 0 when it has none."""
+    field = obj.btf.variables(".rodata").get("ebt_program_bit")
+    if field is None:
+        return 0
+    return int.from_bytes(obj.rodata()[field.offset : field.offset + field.size], "little")
+
+
 def size_rings(obj: BpfObject, size: int) -> None:
     """Give each ring buffer of an object with our header `size` bytes, and tell it when to wake its reader."""
     for name in obj.ring_names():

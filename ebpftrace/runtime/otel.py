@@ -115,9 +115,9 @@ class ProviderBinding:
     def _connect(self, provider: TracerProvider) -> None:
         _bound[provider].processor.connect(self._flush, measure=self._measure and _in_its_thread(provider))
 
-    def measure(self) -> None:
-        """Put the breakdown on ended spans from now on: somebody counts."""
-        self._measure = True
+    def measure(self, *, on: bool) -> None:
+        """Put the breakdown on ended spans from now on, because somebody counts; or no more."""
+        self._measure = on
         for provider in list(self._sinks):
             self._connect(provider)
 

@@ -21,6 +21,7 @@ from ebpftrace.spans.green import in_real_thread, threads_are_greenlets
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ebpftrace.runtime.by_agent import AgentSide
     from ebpftrace.runtime.loader import KernelSide
     from ebpftrace.runtime.otel import ProviderBinding
     from ebpftrace.runtime.process_context import ProcessContext
@@ -63,7 +64,7 @@ class Session:
         self.active = False
         self.reason = ""
         self._stopped = False
-        self._kernel: KernelSide | None = None
+        self._kernel: KernelSide | AgentSide | None = None
         self._pipeline: SdkPipeline | None = None
         self._reader: Reader | None = None
         self._binding: ProviderBinding | None = None
@@ -92,13 +93,10 @@ class Session:
 
     def _bring_up(self) -> None:
         from ebpftrace.context import _publisher, hooks, sockets
-        from ebpftrace.context.enable import set_program_bits
-        from ebpftrace.runtime.loader import KernelSide
+        from ebpftrace.runtime.by_agent import AgentSide
         from ebpftrace.runtime.otel import ProviderBinding
         from ebpftrace.runtime.process_context import ProcessContext
         from ebpftrace.spans.clock import namespace_offset_ns
-        from ebpftrace.spans.pipeline import SdkPipeline
-        from ebpftrace.spans.reader import Reader
 
         global _imported  # noqa: PLW0603
         _imported = True
@@ -112,21 +110,68 @@ class Session:
             output=settings.output,
             follow_threads=self._follow_threads,
         )
-        self._kernel = kernel = KernelSide()  # known before it holds anything: the child of a fork must let go of it
-        self._load(kernel.load, settings)
+        kernel = self._bring_up_kernel()
+        if isinstance(kernel, AgentSide):
+            kernel.arm()
+        else:
+            self._read(kernel)
+            self._use(kernel.bits())
+            _publisher.arm(kernel.slots.fd, kernel.lines.fd, namespace_offset_ns())
+        sockets.arm(kernel.ties(), namespace_offset_ns())
+        hooks.install(_restart_in_child, settings.context_hooks)
+
+    def _bring_up_kernel(self) -> KernelSide | AgentSide:
+        """Load the programs, or have the agent's, where this process may load none or the settings say so."""
+        from ebpftrace.runtime import by_agent
+        from ebpftrace.runtime.loader import KernelSide
+
+        settings, refused = self.settings, None
+        if not by_agent.wanted_first(settings):
+            # known before it holds anything: the child of a fork must let go of it
+            self._kernel = kernel = KernelSide()
+            try:
+                self._load(kernel.load, settings)
+            except EbpftraceError as error:
+                if settings.agent_socket == by_agent.NEVER or not by_agent.lacks_privilege(error):
+                    raise
+                kernel.close()
+                refused = error
+            else:
+                return kernel
+        self._kernel = agent = by_agent.AgentSide(settings, self._use, self._measure_nothing)
+        try:
+            self._load(agent.connect)
+        except EbpftraceError as error:
+            raise refused_twice(refused, error) if refused is not None else error from None
+        return agent
+
+    def _read(self, kernel: KernelSide) -> None:
+        """Read the records of programs that are this process's own."""
+        from ebpftrace.spans.pipeline import SdkPipeline
+        from ebpftrace.spans.reader import Reader
+
         if not kernel.programs:
             raise UnsupportedError("every program", "; ".join(str(error) for error in kernel.failed.values()))
+        assert self._binding is not None  # noqa: S101
         rings = {number: program.events for number, program in enumerate(kernel.programs)}
         layouts = {number: program.layouts for number, program in enumerate(kernel.programs)}
         self._pipeline = SdkPipeline(layouts, self._binding.emit)
         self._reader = Reader(rings, self._pipeline.consume)
-        set_program_bits(kernel.bits())
-        _publisher.set_default_mask(_default_mask(settings))
-        _publisher.arm(kernel.slots.fd, kernel.lines.fd, namespace_offset_ns())
-        sockets.arm(kernel.ties(), namespace_offset_ns())
-        if settings.breakdown and "sched" in kernel.bits():
-            self._binding.measure()
-        hooks.install(_restart_in_child, settings.context_hooks)
+
+    def _use(self, bits: Mapping[str, int]) -> None:
+        """These programs act, by these bits; an agent may change that while this runs."""
+        from ebpftrace.context import _publisher
+        from ebpftrace.context.enable import set_program_bits
+
+        set_program_bits(bits)
+        _publisher.set_default_mask(_default_mask(self.settings))
+        if self._binding is not None:
+            self._binding.measure(on=self.settings.breakdown and "sched" in bits)
+
+    def _measure_nothing(self) -> None:
+        """Nobody counts, for a while at least."""
+        if self._binding is not None:
+            self._binding.measure(on=False)
 
     def _publish_without_kernel(self) -> None:
         """Go on publishing for the readers that the process context tells of it."""
@@ -155,7 +200,10 @@ class Session:
         if self._kernel is not None or self._context is not None:
             from ebpftrace.context import _publisher, hooks, sockets
             from ebpftrace.context.enable import set_program_bits
+            from ebpftrace.runtime.by_agent import AgentSide
 
+            if isinstance(self._kernel, AgentSide):
+                self._kernel.close()  # before: its thread may be changing the table
             hooks.uninstall()
             sockets.disarm()
             _publisher.disarm()
@@ -256,6 +304,11 @@ def _default_mask(settings: Settings) -> int:
     if settings.enable == (SAMPLED,):
         return program_mask(())
     return program_mask(settings.enable) if settings.enable else 0
+
+
+def refused_twice(here: EbpftraceError, agent: EbpftraceError) -> UnsupportedError:
+    """Return an error that says why neither this process nor an agent traces."""
+    return UnsupportedError("kernel tracing", f"{_explain(here)}. And {agent}")
 
 
 def _explain(error: EbpftraceError) -> str:

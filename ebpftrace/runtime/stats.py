@@ -18,6 +18,8 @@ def collect(session: Session) -> dict[str, Any]:
     return {
         "active": session.active,
         "reason": session.reason,
+        "by": _by(session),
+        "agent": _agent(session),
         "programs": _programs(session),
         "spans": _spans(session),
         "reader": _reader(session),
@@ -27,6 +29,18 @@ def collect(session: Session) -> dict[str, Any]:
         "sockets": _sockets(),
         "breakdown": _sum(session._binding.breakdown_stats()) if session._binding is not None else {},
     }
+
+
+def _by(session: Session) -> str:
+    """Whose programs act: this process's own, or the agent's."""
+    if not session.active:
+        return ""
+    return "agent" if _agent(session) else "process"
+
+
+def _agent(session: Session) -> dict[str, Any]:
+    stats = getattr(session._kernel, "stats", None)  # only of the agent's side; not imported where there is none
+    return stats() if stats is not None else {}
 
 
 def _programs(session: Session) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class Agent:
         command = [COMMAND, "agent", "--log-format", "json", *args]
         if "--listen" not in args:
             command += ["--listen", "127.0.0.1:0"]
+        if "--socket" not in args:  # the usual place is another agent's
+            command += ["--socket", ""]
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 command, env={**environment, **(env or {})}, stderr=log, stdout=subprocess.PIPE, text=True
@@ -156,7 +158,7 @@ def traced(tmp_path, description, encoder):
 def refused(*args, env=None):
     """Run an agent that is expected not to start; return exit code and what it said."""
     environment = {**os.environ, "OTEL_TRACES_EXPORTER": "none", **(env or {})}
-    command = [COMMAND, "agent", *(() if "--listen" in args else ("--listen", "none")), *args]
+    command = [COMMAND, "agent", "--socket", "", *(() if "--listen" in args else ("--listen", "none")), *args]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr
 

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel side of an application that may not load BPF: the agent's.
+
+The agent makes this process's context table and its programs make the kernel spans, which leave through the agent's
+exporter. Here remains publishing into the table, and the breakdown, read from its lines.
+"""
+
+from __future__ import annotations
+
+import _socket  # as in context.agent_link
+import _thread
+import errno
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from ebpftrace.context import _publisher
+from ebpftrace.context.agent_link import AgentLink, RefusedError, Table, unreachable
+from ebpftrace.context.registration import DEFAULT_SOCKET, Programs
+from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
+from ebpftrace.kernel.ringbuf import name_thread
+from ebpftrace.spans.clock import namespace_offset_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ebpftrace.kernel.maps import Map
+    from ebpftrace.runtime.loader import LoadedProgram
+    from ebpftrace.settings import Settings
+
+logger = logging.getLogger("ebpftrace")
+
+NEVER = "none"
+"""The setting `agent_socket` that rules the agent out."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+_JOIN_S = 3.0
+_START_S = 3.0
+
+
+def wanted_first(settings: Settings) -> bool:
+    """Is the agent to be asked before anything is tried here?"""
+    return settings.agent_socket not in ("", NEVER)
+
+
+def socket_path(settings: Settings) -> str:
+    """Return where the agent is."""
+    return settings.agent_socket if wanted_first(settings) else DEFAULT_SOCKET
+
+
+def lacks_privilege(error: EbpftraceError) -> bool:
+    """Would the agent help?"""
+    return isinstance(error, BpfError) and error.errno in (errno.EPERM, errno.EACCES)
+
+
+class AgentSide:
+    """This process's registration with the agent; stands in for `KernelSide`.
+
+    Args:
+        settings: where the agent is.
+        on_programs: called with the programs that act and their bits, now and when they change; the second time from
+            another thread.
+        on_away: called when nobody writes thread lines any more, until the next `on_programs`.
+
+    Attributes:
+        away: the agent is not there now.
+        reconnects: how often it came back.
+    """
+
+    def __init__(
+        self, settings: Settings, on_programs: Callable[[Mapping[str, int]], None], on_away: Callable[[], None]
+    ) -> None:
+        self.path = socket_path(settings)
+        self.programs: list[LoadedProgram] = []
+        self.failed: dict[str, EbpftraceError] = {}
+        self.away = False
+        self.reconnects = 0
+        self._on_programs, self._on_away = on_programs, on_away
+        self._bits: Mapping[str, int] = {}
+        self._link: AgentLink | None = None
+        self._table: Table | None = None
+        self._token = ""
+        self._closed = False
+        self._lock = _allocate_lock()  # a table must not be changed while, or after, it is taken down
+        self._ended = _allocate_lock()  # held by the thread
+        self._alarm: tuple[_socket.socket, _socket.socket] | None = None
+
+    # --- life
+
+    def connect(self) -> None:
+        """Register.
+
+        Raises:
+            EbpftraceError: there is no agent, or it refuses.
+        """
+        until = time.monotonic() + _START_S
+        while self._link is None:
+            try:
+                self._link = AgentLink(self.path)
+            except RefusedError as error:  # of a server's many workers, all start at once
+                if not error.soon or time.monotonic() > until:
+                    raise
+                time.sleep(_FIRST_PAUSE_S)
+        link = self._link
+        self._token, self._table = link.welcome.token, link.table
+        self._take_programs(link.welcome.programs)
+
+    def arm(self) -> None:
+        """Publish into the table, and follow what the agent says from now on."""
+        assert self._table is not None  # noqa: S101  (connected)
+        _publisher.arm(self._table.slots, self._table.lines, namespace_offset_ns())
+        self._table.close()
+        self._alarm = _socket_pair()
+        self._ended.acquire()
+        _start_thread(self._follow, ())
+
+    def bits(self) -> Mapping[str, int]:
+        """Return the agent's programs and each one's bit of a context's mask."""
+        return self._bits
+
+    def ties(self) -> None:
+        """Return None: the map of ties is everybody's, and whoever has its descriptor could freeze it for all."""
+
+    def shared_map(self, name: str) -> Map:
+        """Raise `UnsupportedError`: the maps that all programs share are the agent's alone."""
+        raise UnsupportedError(
+            f"the map {name!r}", "this process is registered with an agent, whose map it is",
+            'agent_socket="none" in a process that loads programs of its own',
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Leave; idempotent. Before the table is unmapped."""
+        with self._lock:
+            self._closed = True
+            link, alarm = self._link, self._alarm
+        if alarm is not None:
+            alarm[0].send(b"x")
+        if link is not None:
+            link.end()
+        if alarm is not None and self._ended.acquire(timeout=_JOIN_S):
+            self._ended.release()
+            for end in alarm:
+                end.close()
+            self._alarm = None
+        if link is not None:
+            link.close()
+        if self._table is not None:
+            self._table.close()
+
+    def forget(self) -> None:
+        """In the child of a fork: let go of the descriptors; the parent stays registered."""
+        for end in (self._link, self._table, *(self._alarm or ())):
+            if end is not None:
+                end.close()
+        self._link = self._table = self._alarm = None
+
+    def stats(self) -> dict[str, Any]:
+        """Return how it stands with the agent."""
+        return {"socket": self.path, "away": self.away, "reconnects": self.reconnects}
+
+    # --- the thread that follows
+
+    def _follow(self) -> None:
+        try:
+            name_thread("ebt-agent-link")
+            while not self._closed:
+                self._listen()
+                if self._closed or not self._come_back():
+                    return
+        except Exception:  # what is published stays where it is
+            logger.exception("the agent is followed no more, because of an error in ebpftrace")
+        finally:
+            self._ended.release()
+
+    def _listen(self) -> None:
+        """Do what the agent says, until the connection is over."""
+        link = self._link
+        while link is not None:
+            try:
+                said = link.wait()
+            except EbpftraceError as error:
+                logger.debug("the agent said something strange: %s", error)
+                break
+            if said is None:
+                break
+            if isinstance(said, Programs):
+                with self._lock:
+                    if not self._closed:
+                        self._take_programs(said.programs)
+
+    def _take_programs(self, programs: Mapping[str, int]) -> None:
+        self._bits = dict(programs)
+        self._on_programs(self._bits)
+
+    def _come_back(self) -> bool:
+        """Register again, when there is an agent again; False when that is not to be."""
+        self.away = True
+        self._on_away()
+        logger.warning("the agent at %s went away; publishing goes on, kernel spans come when it is back", self.path)
+        pause = _FIRST_PAUSE_S
+        while not self._wait(pause):
+            try:
+                link = AgentLink(self.path, self._token)
+            except EbpftraceError as error:
+                if not unreachable(error):
+                    logger.warning("the agent is back, and kernel tracing stays off: %s", error)
+                    return False
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+                continue
+            return self._adopt(link)
+        return False
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait; True when it is over meanwhile."""
+        assert self._alarm is not None  # noqa: S101  (the thread closes none)
+        self._alarm[1].settimeout(seconds)
+        try:
+            self._alarm[1].recv(1)
+        except TimeoutError:
+            return self._closed
+        return True
+
+    def _adopt(self, link: AgentLink) -> bool:
+        with self._lock:
+            if self._closed:
+                link.close()
+                return False
+            if self._link is not None:
+                self._link.close()
+            self._link, self._token = link, link.welcome.token
+            # also when the slots are the same: threads begin new accounts, and spans that span the gap get none
+            _publisher.disarm()
+            try:
+                _publisher.arm(link.table.slots, link.table.lines, namespace_offset_ns())
+            finally:
+                link.table.close()
+            self._take_programs(link.welcome.programs)
+        self.away = False
+        self.reconnects += 1
+        logger.warning("the agent at %s is back", self.path)
+        return True
+
+
+def _socket_pair() -> tuple[_socket.socket, _socket.socket]:
+    first, second = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    return first, second
+
+
+def _original(name: str) -> Any:
+    """A function of `_thread`, also where gevent has put its own: this thread has to be one."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        return monkey.get_original("_thread", name)
+    return getattr(_thread, name)
+
+
+def _allocate_lock() -> Any:
+    return _original("allocate_lock")()
+
+
+def _start_thread(function: Callable[..., None], args: tuple[object, ...]) -> None:
+    _original("start_new_thread")(function, args)

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an ordinary user can do to the agent's registry, and to other users' tables: nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import socket
+import time
+from pathlib import Path
+
+import machine
+from registrar import Child, ask, bpf, connect, hello, once, outcome, registrar, send_with_fds
+
+from ebpftrace.agent import registry_limits
+
+SLOTS, LINES = 64 * 1024, 256 * 1024
+MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, OBJ_PIN, MAP_GET_NEXT_ID, MAP_GET_FD_BY_ID, MAP_FREEZE = 1, 2, 3, 6, 12, 14, 22
+OTHER = 1234
+
+
+def staying(path):
+    """An innocent user's application: registers, and says after a while what is in its slots."""
+    connection = connect(path)
+    answer, fds = ask(connection, hello())
+    slots = mmap.mmap(fds[0], SLOTS)
+    slots[:4] = b"mine"
+    ids = [int(Path(f"/proc/self/fdinfo/{fd}").read_text().split("map_id:")[1].split()[0]) for fd in fds]
+    yield ids
+    yield [answer["type"], slots[:4].decode(), sum(slots[4:])]
+    connection.close()
+
+
+def prying(path, ids):
+    """Try everything that descriptors of an own table, and bpf(2), allow."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    connection = connect(path)
+    _, (slots, lines) = ask(connection, hello())
+    readable = mmap.mmap(lines, LINES, prot=mmap.PROT_READ)
+    address = ctypes.c_void_p.from_buffer_copy(ctypes.string_at(id(readable) + 16, 8)).value
+    key, value = ctypes.create_string_buffer(4), ctypes.create_string_buffer(256)
+    words = lambda fd: (fd, 0, *pointer(key), *pointer(value), 0, 0)  # noqa: E731
+    found = {
+        "map the own slots": outcome(lambda: mmap.mmap(slots, SLOTS)),
+        "map lines writable": outcome(lambda: mmap.mmap(lines, LINES)),
+        "make lines writable": -1 if libc.mprotect(ctypes.c_void_p(address), 4096, 3) else 0,
+        "update lines": bpf(MAP_UPDATE, *words(lines)),
+        "delete from lines": bpf(MAP_DELETE, *words(lines)),
+        "freeze lines": bpf(MAP_FREEZE, lines),
+        "read lines": bpf(MAP_LOOKUP, *words(lines)),
+        "list maps": bpf(MAP_GET_NEXT_ID, 0),
+        "open another's slots": bpf(MAP_GET_FD_BY_ID, ids[0]),
+        "open another's lines": bpf(MAP_GET_FD_BY_ID, ids[1]),
+        "open the own slots by id": bpf(MAP_GET_FD_BY_ID, ids[0] + 1),
+        "reopen the lines": outcome(lambda: os.open(f"/proc/self/fd/{lines}", os.O_RDWR)),
+    }
+    libc.memset(mmap_address(slots), 0xFF, SLOTS)  # the own ones: whatever is there, it is nobody else's
+    return found
+
+
+def pointer(buffer):
+    """A pointer as two words of 32 bits."""
+    address = ctypes.addressof(buffer)
+    return address & 0xFFFFFFFF, address >> 32
+
+
+def mmap_address(fd):
+    """Map slots for good; return where."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    return ctypes.c_void_p(libc.mmap(None, SLOTS, 3, mmap.MAP_SHARED, fd, 0))
+
+
+def test_another_table():
+    """With what it got a process writes to its own slots and reads its own lines, and reaches nothing else."""
+    with registrar() as agent, Child(staying, agent.path, uid=OTHER) as innocent:
+        ids = innocent.next()
+        found = once(prying, agent.path, ids)
+        after = innocent.next()
+
+    assert {
+        "map the own slots": "ok",
+        "map lines writable": "EPERM",
+        "make lines writable": -1,
+        "update lines": "EPERM",
+        "delete from lines": "EINVAL",
+        "freeze lines": "EPERM",
+        "read lines": "ok",
+        "list maps": "EPERM",
+        "open another's slots": "EPERM",
+        "open another's lines": "EPERM",
+        "open the own slots by id": "EPERM",
+        "reopen the lines": "EACCES",
+    } == found
+    assert ["welcome", "mine", 0] == after
+
+
+def keeps_connection_over_exec(path):
+    """Register, and execute another binary with the connection left open."""
+    connection = connect(path)
+    yield ask(connection, hello())[0]["type"]
+    connection.set_inheritable(True)
+    os.execv("/bin/sleep", ["sleep", "60"])
+
+
+def test_exec():
+    """A process that executed another binary has no table, though its connection is still open."""
+    with registrar() as agent, Child(keeps_connection_over_exec, agent.path) as child:
+        child.next()
+        before = agent.in_force()
+        os.write(child._commands, b"x")
+        machine.until(lambda: agent.snapshot().forgotten["exec"])
+
+        assert {child.pid} == before
+        assert set() == agent.in_force()
+        assert 1 == agent.snapshot().forgotten["exec"]
+
+
+def leaves_connection_to_child(path):
+    """Register, leave the connection to a child, and end."""
+    connection = connect(path)
+    ask(connection, hello())
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(30)
+        os._exit(0)
+    yield pid
+    os._exit(0)
+
+
+def test_exit():
+    """A process that ended has no table, though an accomplice keeps its connection open."""
+    with registrar() as agent, Child(leaves_connection_to_child, agent.path) as child:
+        accomplice = child.next()
+        before = agent.in_force()
+        os.write(child._commands, b"x")
+        machine.until(lambda: agent.snapshot().forgotten["exited"])
+        after = agent.in_force()
+        os.kill(accomplice, 9)
+
+    assert 1 == len(before)
+    assert set() == after
+
+
+def silent(path):
+    """Open many connections, and say nothing."""
+    made = [connect(path) for _ in range(300)]
+    yield len(made)
+    time.sleep(30)
+
+
+def test_silent_connections():
+    """Connections that say nothing keep nobody else out, are few at a time, and are closed after two seconds."""
+    with registrar() as agent, Child(silent, agent.path) as child:
+        child.next()
+        most = agent.snapshot().connections
+        started = time.monotonic()
+        other = once(lambda: ask(connect(agent.path), hello())[0], uid=OTHER)
+        took_s = time.monotonic() - started
+        machine.until(lambda: agent.snapshot().connections == 0, registry_limits.HELLO_S + 5)
+        snapshot = agent.snapshot()
+
+    assert most <= registry_limits.HALF_OPEN_OF_USER + 1
+    assert "welcome" == other["type"]
+    assert took_s < 5.0 * machine.PATIENCE  # what an application waits
+    assert 0 == snapshot.connections
+    assert snapshot.refused["late"] > 0
+    assert snapshot.refused["busy"] > 100
+
+
+def garbage(path):
+    """Send what is no hello; return what came back for each."""
+    packets = {
+        "nothing": b"\0",
+        "no json": b"\xff" * 100,
+        "deep": b"[" * 500,
+        "deep in an unknown member": b'{"type":"hello","protocol":1,"slots":1024,"x":' + b"[" * 400,
+        "another message": b'{"type":"welcome","protocol":1,"token":"","programs":{}}',
+        "long token": hello("f" * 65),
+        "wrong types": hello(protocol="1"),
+        "too long": hello() + b" " * 4096,
+        "very long": b"x" * 100_000,
+    }
+    found = {}
+    for name, packet in packets.items():
+        answer, fds = ask(connect(path), packet)
+        found[name] = [answer and answer.get("reason"), len(fds)]
+    for name, changes in (("protocol", {"protocol": 2}), ("slots", {"slots": 7})):
+        answer, fds = ask(connect(path), hello(**changes))
+        found[name] = [answer["reason"], len(fds)]
+    twice = connect(path)
+    ask(twice, hello())
+    found["two hellos"] = [ask(twice, hello())[0], 0]
+    return found
+
+
+def test_garbage():
+    """What is no hello is refused with a reason, and the connection closed."""
+    with registrar() as agent:
+        found = once(garbage, agent.path)
+        machine.until(lambda: agent.snapshot().connections == 0)
+        snapshot = agent.snapshot()
+
+    versions = {name: found.pop(name) for name in ("protocol", "slots")}
+    assert [None, 0] == found.pop("two hellos")
+    assert {"protocol": ["version", 0], "slots": ["version", 0]} == versions
+    assert {name: ["protocol", 0] for name in found} == found
+    assert (0, 0) == (snapshot.connections, snapshot.processes)
+
+
+def descriptors():
+    """How many this process has; those that the agent has for a moment come and go."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def flood_of_fds(path):
+    """Send descriptors along, with a hello and without."""
+    fd = os.open("/dev/null", os.O_RDONLY)
+    answers = []
+    for packet in (hello(), b"x"):
+        connection = connect(path)
+        send_with_fds(connection, packet, [fd] * 200)
+        data, fds, _, _ = socket.recv_fds(connection, 4096, 8)
+        answers.append([data.decode(), len(fds)])
+    registered = connect(path)
+    ask(registered, hello())
+    sent = outcome(lambda: [send_with_fds(registered, b"x", [fd] * 200) for _ in range(20)])
+    return answers, sent
+
+
+def test_descriptors_sent():
+    """Descriptors that are sent to the agent do not reach it."""
+    with registrar() as agent:
+        once(lambda: ask(connect(agent.path), hello())[0])  # its thread has what it needs
+        machine.until(lambda: agent.snapshot().connections == 0)
+        before = descriptors()
+        answers, _ = once(flood_of_fds, agent.path)
+        machine.until(lambda: descriptors() == before)
+        after = descriptors()
+
+    assert before == after
+    assert all('"reason":"protocol"' in text and not fds for text, fds in answers)
+
+
+def churn(path, number):
+    """Register, leave, again and again."""
+    reasons = {}
+    for _ in range(number):
+        answer, fds = ask(connect(path), hello())
+        for fd in fds:
+            os.close(fd)
+        word = "closed" if answer is None else answer.get("reason", answer["type"])
+        reasons[word] = reasons.get(word, 0) + 1
+    return reasons
+
+
+def test_churn():
+    """Thousands of registrations of one user are slowed down, leave nothing behind, and do not touch another's."""
+    with registrar() as agent, Child(staying, agent.path, uid=OTHER) as innocent:
+        innocent.next()
+        before = descriptors()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        reasons = once(churn, agent.path, 600)
+        machine.until(lambda: agent.snapshot().connections == 1)
+        machine.until(lambda: agent.snapshot().tables == 1)
+        machine.until(lambda: descriptors() == before)
+        snapshot, after = agent.snapshot(), descriptors()
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+        in_force = len(agent.in_force())
+        alive = innocent.next()
+
+    assert before == after
+    assert (1, 1, 0) == (snapshot.processes, snapshot.tables, snapshot.retired)
+    assert 1 == in_force
+    assert reasons["welcome"] >= 64
+    assert reasons["rate"] > 100
+    assert grown_kib < 8 * 1024
+    assert "mine" == alive[1]
+
+
+def never_reads(path):
+    """Register, and read nothing that the agent says."""
+    connection = connect(path)
+    connection.send(hello())
+    yield "sent"
+    time.sleep(60)
+
+
+def test_slow_reader():
+    """A process that does not read what the agent says is forgotten, and the agent waits for nobody."""
+    with registrar() as agent, Child(never_reads, agent.path) as child:
+        child.next()
+        machine.until(lambda: agent.snapshot().processes == 1)
+        for number in range(4000):
+            agent.registry.set_programs({"sched": number, "padding" * 100: number})
+            if agent.snapshot().processes == 0:
+                break
+            time.sleep(0.001)
+        machine.until(lambda: agent.snapshot().processes == 0)
+        other = once(lambda: ask(connect(agent.path), hello())[0], uid=OTHER)
+
+        assert 0 == len(agent.in_force())
+        assert "welcome" == other["type"]
+
+
+def test_pid_of_sender():
+    """The process that connected is registered, whoever sends the hello."""
+
+    def connects(path):
+        connection = connect(path)
+        pid = os.fork()
+        if pid == 0:
+            connection.send(hello())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        yield socket.recv_fds(connection, 4096, 8)[0].decode()
+        connection.close()
+
+    with registrar() as agent, Child(connects, agent.path) as child:
+        child.next()
+
+        assert {child.pid} == agent.in_force()
