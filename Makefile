@@ -75,6 +75,13 @@ test-vm: $(STAMPS)/test-$(LISTING) ## Run the kernel tests and the demos on stoc
 kernel-matrix: $(STAMPS)/test-$(LISTING) ## The same on more kernels, and write docs/reference/kernels.md
 	$(MAKE) test-vm VM_OPTIONS="--page docs/reference/kernels.md $(VM_OPTIONS)" KERNELS="$(MATRIX_KERNELS)"
 
+# Of which Pythons: paths or names; none: python3.11 to python3.14 and free-threaded ones, as far as they are on PATH
+PYTHONS ?=
+
+.PHONY: context-matrix
+context-matrix: $(STAMPS)/test-$(LISTING) mounts ## Check the current span under every framework on many Pythons, and write docs/reference/contexts.md
+	$(SUDO) env PATH="$$PATH" $(BIN)/python tests/context_matrix/matrix.py --page docs/reference/contexts.md $(PYTHONS)
+
 .PHONY: unit
 unit: $(STAMPS)/test-$(LISTING) ## Run the quick tests only: no kernel, no packaging
 	$(BIN)/pytest -m 'not packaging' tests/unit

@@ -115,7 +115,8 @@ def _serve(application, worker):
             port = listener.getsockname()[1]
             command = [
                 sys.executable, "-m", "gunicorn", f"scenarios.wsgi:{application}()", "--workers", "1",
-                "--worker-class", worker, "--bind", f"fd://{listener.fileno()}", "--log-level", "error", "--no-control-socket",
+                "--worker-class", worker, "--bind", f"fd://{listener.fileno()}", "--log-level", "error",
+                "--no-control-socket",
             ]  # fmt: skip
             if worker == "gthread":
                 command += ["--threads", "4"]
