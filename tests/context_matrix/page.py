@@ -33,7 +33,7 @@ def page(kernel, pythons, results):
         results: dicts with "python", "mode", "family", "name", "excused" and what `runner.run` gives.
     """
     modes = list(dict.fromkeys(result["mode"] for result in results))
-    parts = [_HEAD, _machines(kernel, pythons), _summary(pythons, modes, results)]
+    parts = [_HEAD, _machines(kernel, pythons), _hooks(pythons, results), _summary(pythons, modes, results)]
     parts += [_mode(mode, pythons, results) for mode in modes]
     parts += [_unknown(results), _not_run(results), _failed(results)]
     return "\n".join(part.rstrip() + "\n" for part in parts if part)
@@ -82,6 +82,29 @@ def _of(results, **wanted):
     return [result for result in results if all(result[name] == value for name, value in wanted.items())]
 
 
+def _hooks(pythons, results):
+    """Which hooks were in place by default, and why the others were not."""
+    standing = {
+        python.label: next(
+            (each["hooks"] for each in _of(results, python=python.label, mode="auto") if "hooks" in each), {}
+        )
+        for python in pythons
+    }
+    names = dict.fromkeys(name for hooks in standing.values() for name in hooks)
+    rows = [[name, *(standing[python.label].get(name, _NOTHING) for python in pythons)] for name in names]
+    return "## Hooks by default\n\n" + table(["hook", *(python.label for python in pythons)], rows) if rows else ""
+
+
+def _absent(mode, pythons, results):
+    """Where a hook that was asked for was not in place, and why."""
+    for python in pythons:
+        for each in _of(results, python=python.label):
+            state = each.get("hooks", {}).get(mode, "on")
+            if state != "on":
+                yield f"- {python.label} without it: {state}\n"
+                break
+
+
 def _summary(pythons, modes, results):
     rows = [[mode, *(_figures(_of(results, mode=mode, python=python.label)) for python in pythons)] for mode in modes]
     return "## Summary\n\n" + table(["hooks", *(python.label for python in pythons)], rows)
@@ -94,7 +117,10 @@ def _mode(mode, pythons, results):
         [family, *(_figures(_of(here, family=family, python=python.label)) for python in pythons)]
         for family in families
     ]
-    return f"## Hooks: {mode}\n\n" + table(["", *(python.label for python in pythons)], rows)
+    absent = "".join(_absent(mode, pythons, here))
+    return (
+        f"## Hooks: {mode}\n\n" + (absent and f"{absent}\n") + table(["", *(python.label for python in pythons)], rows)
+    )
 
 
 def _places(results):

@@ -109,7 +109,14 @@ def _run_one(scenario):
             "reason": f"{type(error).__name__}: {error}",
             "output": traceback.format_exc()[-2000:],
         }
-    return {"status": "run", **oracle.oracle().verdict()}
+    return {"status": "run", "hooks": _hooks(), **oracle.oracle().verdict()}
+
+
+def _hooks():
+    """How each hook stands in this process: "on", or why it is not."""
+    import ebpftrace
+
+    return ebpftrace.stats()["context_hooks"]["hooks"]
 
 
 def main(report_fd, *keys):

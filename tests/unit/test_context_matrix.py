@@ -82,10 +82,11 @@ def test_page():
         Python("3.13t", "3.13.5", "", missing={"uvloop": "no wheel"}, gil=False),
     ]
     results = [
-        result(),
+        result(hooks={"run": "on", "greenlet": "no greenlets here"}),
         result(name="streams", checks=5, wrong=1, spurious=1, unknown=2, excused="told | here"),
         result(python="3.13t", checks=7),
         result(mode="none", checks=10, unknown=6),
+        result(mode="greenlet", hooks={"run": "not asked for", "greenlet": "no greenlets here"}),
         not_run("not run", "no wheel", python="3.13t"),
         not_run("failed", "it crashed"),
     ]
@@ -94,6 +95,8 @@ def test_page():
     assert "Kernel 6.18 on this machine." in text
     assert "| uvloop | 0.21 | not installed |" in text
     assert "| 3.13t | 3.13.5 | off |" in text
+    assert "| greenlet | no greenlets here | — |" in text
+    assert "## Hooks: greenlet\n\n- 3.11 without it: no greenlets here\n\n|" in text
     assert "| auto | 15 / 2 / 2, 1 failed | 7 / 0 / 0, 1 not run |" in text
     assert "## Hooks: none\n\n|  | 3.11 | 3.13t |\n|---|---|---|\n| asyncio | 10 / 0 / 6 | — |" in text
     assert "| asyncio, streams | told \\| here | 3.11 auto |" in text
