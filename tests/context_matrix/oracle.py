@@ -36,11 +36,8 @@ class NotRun(Exception):  # noqa: N818  (no error: a fact about this machine)
 def compile_program(folder):
     """Compile the BPF program into a folder; return its path."""
     target = Path(folder) / "oracle.bpf.o"
-    if not target.exists():
-        command = [Path(sys.executable).with_name("ebpftrace"), "build", Path(__file__).with_name("oracle.bpf.c")]
-        partial = target.with_suffix(f".{os.getpid()}")
-        subprocess.run([*command, "-o", partial, "--werror"], check=True, capture_output=True)
-        partial.rename(target)
+    command = [Path(sys.executable).with_name("ebpftrace"), "build", Path(__file__).with_name("oracle.bpf.c")]
+    subprocess.run([*command, "-o", target, "--werror"], check=True, capture_output=True)
     return target
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -120,8 +119,8 @@ def _serve(application, worker):
             ]  # fmt: skip
             if worker == "gthread":
                 command += ["--threads", "4"]
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-            server = subprocess.Popen(command, pass_fds=[listener.fileno()], env=environment)
+            folder = Path(__file__).parents[1]  # gunicorn puts it on the path; not the source tree
+            server = subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=folder)
             try:
                 answer = json.loads(http_client.get(port, "/start"))
                 if "not run" in answer:
