@@ -90,18 +90,36 @@ def contexts_given():
 
 @scenario("greenlet", quick=True, needs=("greenlet",))
 def another_tracer():
-    """Somebody sets a tracer of their own, and puts back what was there."""
+    """Somebody sets a tracer of their own, which calls the one that was there."""
     import greenlet
 
     seen = []
-    previous = greenlet.settrace(lambda event, _args: seen.append(event))
+
+    def trace(event, args):
+        seen.append(event)
+        if previous is not None:
+            previous(event, args)
+
+    previous = greenlet.settrace(trace)
+    try:
+        switches()
+    finally:
+        greenlet.settrace(previous)
+    if not seen:
+        raise AssertionError("the other tracer was not called")
+
+
+@scenario("greenlet", quick=True, needs=("greenlet",), excused="a greenlet tracer that does not call the one before it")
+def tracer_replaced():
+    """Somebody sets a tracer of their own, which does not; and puts back what was there."""
+    import greenlet
+
+    previous = greenlet.settrace(lambda _event, _args: None)
     try:
         switches()
     finally:
         greenlet.settrace(previous)
     switches()
-    if not seen:
-        raise AssertionError("the other tracer was not called")
 
 
 @scenario("greenlet", quick=True, needs=("greenlet",))
