@@ -72,6 +72,7 @@ def _arguments():
     parser.add_argument("--modes", nargs="+", default=modes(), help="of the hooks")
     parser.add_argument("--folder", type=Path, default=pythons.ROOT / "build/contexts", help="for what is made")
     parser.add_argument("--page", type=Path, help="write this page")
+    parser.add_argument("--keep", action="store_true", help="install nothing anew in environments that are there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     return parser.parse_args()
 
@@ -84,7 +85,7 @@ def main():
     ready, results, troubles = [], [], []
     for path in pythons.find(given.pythons):
         try:
-            ready.append(pythons.prepare(path, given.folder))
+            ready.append(pythons.prepare(path, given.folder, install=not given.keep))
         except pythons.PythonError as error:
             troubles.append(f"{path}: {error}")
             continue
@@ -95,8 +96,8 @@ def main():
         troubles += bad(here)
         print(f"Python {ready[-1].label}: {len(here)} scenarios, {sum(1 for _ in bad(here))} troubles", flush=True)
         (given.folder / "results.json").write_text(json.dumps(results, indent=1))
-    if given.page and ready:
-        given.page.write_text(page.page(f"{platform.release()}, {platform.machine()}", ready, results))
+        if given.page:  # what there is so far: the whole takes long
+            given.page.write_text(page.page(f"{platform.release()}, {platform.machine()}", ready, results))
     print(*troubles, sep="\n")
     if not ready:
         print("no Python to run on; name some: make context-matrix PYTHONS='python3.11 python3.13'")

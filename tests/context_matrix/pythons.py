@@ -53,8 +53,13 @@ def find(wanted):
     return list(wanted) or [path for path in map(shutil.which, NAMES) if path]
 
 
-def prepare(path, folder):
+def prepare(path, folder, *, install=True):
     """Make the virtual environment of a Python, or bring it up to date.
+
+    Args:
+        path: of the interpreter.
+        folder: for the environments of all of them.
+        install: also in one that is there already.
 
     Raises:
         PythonError: ebpftrace cannot be built with it.
@@ -63,16 +68,22 @@ def prepare(path, folder):
     label = ".".join(facts["release"].split(".")[:2]) + ("t" if facts["threads"] else "")
     home = folder / label
     python = home / "venv/bin/python"
-    if not python.exists():
-        _run([path, "-m", "venv", home / "venv"])
     found = Python(label, facts["release"], str(python))
-    _run([*_pip(python), *_project()["build-system"]["requires"]])
-    # a build folder of its own: CMake keeps the paths of the environment that it built with
-    _run([*_pip(python), "--no-build-isolation", "-C", f"build-dir={home / 'cmake'}", f"{ROOT}[agent]"])
-    _frameworks(found, _project()["project"]["optional-dependencies"]["contexts"])
+    if install or not python.exists():
+        _install(found, path, home)
     found.versions = json.loads(_run([python, "-c", _VERSIONS]))
     found.gil = _run([python, "-c", _GIL]).strip() == "True"
     return found
+
+
+def _install(python, path, home):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    if not Path(python.executable).exists():
+        _run([path, "-m", "venv", home / "venv"])
+    _run([*_pip(python.executable), *project["build-system"]["requires"]])
+    # a build folder of its own: CMake keeps the paths of the environment that it built with
+    _run([*_pip(python.executable), "--no-build-isolation", "-C", f"build-dir={home / 'cmake'}", f"{ROOT}[agent]"])
+    _frameworks(python, project["project"]["optional-dependencies"]["contexts"])
 
 
 def _frameworks(python, requirements):
@@ -84,10 +95,6 @@ def _frameworks(python, requirements):
                 _run([*_pip(python.executable), "--only-binary", ":all:", requirement])
             except PythonError as error:
                 python.missing[requirement.split(">")[0]] = str(error)
-
-
-def _project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def _pip(python):
