@@ -23,7 +23,7 @@ _SPAN_ID, _VALID, _TID, _STAMP_ADDRESS = 16, 24, 32, 40  # struct ebt_slot
 
 @contextlib.contextmanager
 def _slot():
-    """The calling thread's slot, writable: the offsets are asserted by tests/unit/test_layout.py."""
+    """The calling thread's slot, writable."""
     import ebpftrace.runtime.session as runtime
     from ebpftrace.context import _publisher
 
