@@ -125,9 +125,10 @@ def test_breakdown(work, loop):
 
     for span in (short, long):
         assert 0.98 * span["wall"] <= sum(span["times"].values()) <= 1.02 * span["wall"], span
-    assert 15 * SHORT_MS * MS <= short["times"]["sleep"] < 15 * LONG_MS * MS
-    assert 15 * LONG_MS * MS <= long["times"]["sleep"]
-    assert 14 * LONG_MS * MS <= short["times"]["suspended"]
+    # a tenth less: on a busy machine a sleep begins or ends with a wait for a CPU
+    assert 0.9 * 15 * SHORT_MS * MS <= short["times"]["sleep"] < 15 * LONG_MS * MS
+    assert 0.9 * 15 * LONG_MS * MS <= long["times"]["sleep"]
+    assert 0.9 * 14 * LONG_MS * MS <= short["times"]["suspended"]
     assert 0 == found["stats"]["shared_thread"]
 
 
