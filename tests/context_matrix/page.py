@@ -32,6 +32,7 @@ def page(kernel, pythons, results):
         pythons: `pythons.Python`s.
         results: dicts with "python", "mode", "family", "name", "excused" and what `runner.run` gives.
     """
+    pythons = sorted(pythons, key=lambda python: (int(python.label.removesuffix("t").split(".")[1]), python.label))
     modes = list(dict.fromkeys(result["mode"] for result in results))
     parts = [_HEAD, _machines(kernel, pythons), _hooks(pythons, results), _summary(pythons, modes, results)]
     parts += [_mode(mode, pythons, results) for mode in modes]
