@@ -37,14 +37,15 @@ class BpfError(EbpftraceError):
         errno: positive errno; 4000 and above are libbpf's own and have no `os.strerror`.
         reason: text for an errno that libc does not know.
         log: the last lines libbpf said while it tried; attached as an exception note.
+        hint: what to do about it; "" when the reason says enough.
     """
 
-    def __init__(self, action: str, *, errno: int, reason: str | None = None, log: str = "") -> None:
+    def __init__(self, action: str, *, errno: int, reason: str | None = None, log: str = "", hint: str = "") -> None:
         self.action = action
         self.errno = errno
         self.log = log
         name = _errno.errorcode.get(errno, str(errno))
-        super().__init__(f"cannot {action}: {reason or os.strerror(errno)} [{name}]")
+        super().__init__(f"cannot {action}: {reason or os.strerror(errno)} [{name}]" + (f"; {hint}" if hint else ""))
         if log:
             self.add_note(f"libbpf said:\n{log}")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebpftrace.bcc.find import INSTALL, load_bcc
 from ebpftrace.errors import ConfigError, EbpftraceError, LoadError, UnsupportedError
+from ebpftrace.kernel.perf import paranoid_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,7 +76,7 @@ def compile_and_attach(path: Path, text: str, flags: Sequence[str]) -> Any:
 
 def _refused(path: Path, failure: Exception, number: int) -> EbpftraceError:
     number = errno.EPERM if "super-user" in str(failure) else number or errno.EINVAL
-    return LoadError(f"load {path.name} by BCC", errno=number, reason=str(failure))
+    return LoadError(f"load {path.name} by BCC", errno=number, reason=str(failure), hint=paranoid_hint(number))
 
 
 def _not_compiled(path: Path) -> EbpftraceError:

@@ -21,6 +21,7 @@ from ebpftrace.errors import AttachError, LoadError
 from ebpftrace.kernel._native import check, check_pointer, ffi, lib, take_log
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.maps import Map
+from ebpftrace.kernel.perf import paranoid_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -232,7 +233,13 @@ class BpfObject:
         """
         take_log()
         link = lib.bpf_program__attach(self._program(function.name))
-        self._links.append(check_pointer(f"attach {self.name!r} to {function.section}", link, AttachError))
+        try:
+            self._links.append(check_pointer(f"attach {self.name!r} to {function.section}", link, AttachError))
+        except AttachError as error:
+            hint = paranoid_hint(error.errno)
+            if hint:
+                raise AttachError(error.action, errno=error.errno, log=error.log, hint=hint) from None
+            raise
 
     def attach(self) -> None:
         """Attach every loaded function that names its own hook.
