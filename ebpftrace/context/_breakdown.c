@@ -84,11 +84,16 @@ static void account_resume(struct account *account, struct recent *recent, __u64
 /* When `epoch_ns`, a Python int, was on the clock of the account; now when it is in the future or no time. */
 static __u64 account_time(PyObject *epoch_ns, __u64 now)
 {
-	bool number = epoch_ns && PyLong_Check(epoch_ns);
-	unsigned long long then = number ? PyLong_AsUnsignedLongLong(epoch_ns) : 0;
+	unsigned long long then;
 	__u64 today;
 
-	if (!then || then == (unsigned long long)-1) {
+	if (!epoch_ns ||
+	    !PyLong_Check(epoch_ns)) /* an exception of the application's may be pending */
+		return now;
+	then = PyLong_AsUnsignedLongLong(epoch_ns);
+	if (!then)
+		return now;
+	if (then == (unsigned long long)-1) {
 		PyErr_Clear();
 		return now;
 	}
@@ -175,7 +180,7 @@ static bool account_times(__u64 times[EBT_CAUSES])
 
 bool thread_times(__u64 times[EBT_CAUSES])
 {
-	const struct ebt_slot *slot = table.slots ? slot_known() : NULL;
+	const struct ebt_slot *slot = table.slots ? slot_held() : NULL;
 	const volatile struct ebt_line *line;
 	__u64 switches, on_since;
 	bool mine;
@@ -220,14 +225,25 @@ static void accounts_remove(struct accounts *open, unsigned int first, unsigned 
 
 static void accounts_add(struct accounts *open, __u64 span_id, const struct account *account)
 {
+	struct {
+		PyObject *context;
+		unsigned int epoch;
+	} closed[OPEN_SPANS / 2];
+	int count = 0;
+
 	if (open->count == OPEN_SPANS) { /* many of these will never end here */
-		for (int i = 0; i < OPEN_SPANS / 2; i++)
-			contexts_close(open->of[i].context, open->of[i].epoch);
+		for (; count < OPEN_SPANS / 2; count++) {
+			closed[count].context = open->of[count].context;
+			closed[count].epoch = open->of[count].epoch;
+		}
 		accounts_remove(open, 0, OPEN_SPANS / 2);
 	}
 	open->span_ids[open->count] = span_id;
 	open->of[open->count] = *account;
 	open->count++;
+	/* last: a context that goes may run code that ends spans, or begins some */
+	for (int i = 0; i < count; i++)
+		contexts_close(closed[i].context, closed[i].epoch);
 }
 
 static bool accounts_take(struct accounts *open, __u64 span_id, struct account *account)

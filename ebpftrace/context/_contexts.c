@@ -24,6 +24,7 @@ struct used {
 
 struct contexts {
 	struct contexts *orphan; /* the next one whose thread has ended */
+	struct contexts *next; /* of all threads */
 	unsigned int epoch; /* of the table that the times are counted in */
 	unsigned int current; /* the one that runs, when it is noted; else NONE */
 	unsigned int free;
@@ -31,6 +32,8 @@ struct contexts {
 	__u64 since[EBT_CAUSES]; /* the thread's account when `current` took over */
 	struct used of[OPEN_SPANS];
 };
+
+static struct contexts *all; /* changed and read with the GIL held only */
 
 /* Of threads that have ended: their references are dropped by whoever has the GIL next. */
 static _Atomic(struct contexts *) orphans;
@@ -53,10 +56,40 @@ static void contexts_reset(struct contexts *contexts)
 	}
 }
 
-static void contexts_drop(struct contexts *contexts)
+/* Make it empty first: a context that goes may run code that comes here, or frees this. */
+static void contexts_empty(struct contexts *contexts)
 {
+	PyObject *held[OPEN_SPANS];
+
 	for (unsigned int i = 0; i < OPEN_SPANS; i++)
-		Py_CLEAR(contexts->of[i].context);
+		held[i] = contexts->of[i].context;
+	contexts_reset(contexts);
+	for (unsigned int i = 0; i < OPEN_SPANS; i++)
+		Py_XDECREF(held[i]);
+}
+
+/* The table has gone: no thread may come here again to let go of what it keeps. */
+void contexts_empty_all(void)
+{
+	struct contexts *contexts = all;
+
+	while (contexts) {
+		if (contexts->epoch == table.epoch) {
+			contexts = contexts->next;
+		} else {
+			contexts_empty(contexts);
+			contexts = all;
+		}
+	}
+}
+
+static void contexts_unlink(const struct contexts *contexts)
+{
+	struct contexts **link = &all;
+
+	while (*link != contexts)
+		link = &(*link)->next;
+	*link = contexts->next;
 }
 
 /* Without the GIL, at the end of a thread. */
@@ -76,7 +109,8 @@ static void orphans_drop(void)
 	while (contexts) {
 		struct contexts *next = contexts->orphan;
 
-		contexts_drop(contexts);
+		contexts_unlink(contexts);
+		contexts_empty(contexts);
 		free(contexts);
 		contexts = next;
 	}
@@ -87,18 +121,13 @@ static struct contexts *contexts_mine(bool make)
 {
 	if (!self.contexts && make) {
 		self.contexts = malloc(sizeof(*self.contexts));
-		if (self.contexts)
+		if (self.contexts) {
 			contexts_reset(self.contexts);
+			self.contexts->next = all;
+			all = self.contexts;
+		}
 	} else if (self.contexts && self.contexts->epoch != table.epoch) {
-		struct contexts *contexts = self.contexts;
-
-		self.contexts = NULL; /* a context that goes may run code that comes here */
-		contexts_drop(contexts);
-		contexts_reset(contexts);
-		if (self.contexts)
-			free(contexts);
-		else
-			self.contexts = contexts;
+		contexts_empty(self.contexts);
 	}
 	return self.contexts;
 }

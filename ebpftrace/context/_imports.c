@@ -148,7 +148,8 @@ static void place_replace(const struct library *library, void **at, const struct
 
 static void place_restore(const struct library *library, void **at, const struct import *import)
 {
-	for (unsigned int i = 0; i < place_count && *at == import->ours; i++) {
+	/* backwards: where one library has gone and another come, the place was noted twice */
+	for (unsigned int i = place_count; i-- > 0 && *at == import->ours;) {
 		if (places[i].at == at)
 			place_write(library, at, places[i].was);
 	}

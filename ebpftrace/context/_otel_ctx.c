@@ -138,6 +138,7 @@ static int first_publish(void *payload, size_t size)
 		return -1;
 	if (madvise(mapping, mapping_size(), MADV_DONTFORK) == 0) {
 		process.header = mapping;
+		*table.here = 1;
 		write_header(payload, size);
 		if (name_mapping() || named)
 			return 0;
@@ -156,6 +157,7 @@ PyObject *otel_publish(PyObject *Py_UNUSED(module), PyObject *arg)
 		PyErr_SetString(PyExc_TypeError, "the payload must be bytes");
 		return NULL;
 	}
+	table_check();
 	size = (size_t)PyBytes_GET_SIZE(arg);
 	payload = PyMem_RawMalloc(size);
 	if (!payload)
@@ -175,6 +177,7 @@ PyObject *otel_publish(PyObject *Py_UNUSED(module), PyObject *arg)
 
 PyObject *otel_withdraw(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
+	table_check();
 	otel_unpoint_all();
 	if (process.header)
 		munmap(process.header, mapping_size());
@@ -186,6 +189,7 @@ PyObject *otel_withdraw(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored
 
 PyObject *otel_address(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
+	table_check();
 	return PyLong_FromVoidPtr(process.header);
 }
 
@@ -206,6 +210,11 @@ void otel_point(struct ebt_slot *slot)
 	}
 	__atomic_store_n(mine.pointer, slot, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&lock);
+}
+
+bool otel_published(void)
+{
+	return process.header != NULL;
 }
 
 void otel_unpoint(void)

@@ -180,16 +180,21 @@ void publish(PyObject *context, bool quiet)
 	slot = slot_known();
 	if (slot)
 		slot->valid = 0;
+	if (state.silent)
+		return;
 	atomic_signal_fence(memory_order_seq_cst);
 	span = span_context(context, quiet);
 	if (span) {
 		/*
 		 * A span of another kind ran Python for that, and meanwhile the table may have gone, or changed; what
-		 * was published meanwhile is newer than this.
+		 * was published meanwhile is newer than this.  Making a context may run Python, too.
 		 */
-		slot = table.slots && self.publishes == number ? slot_mine() : NULL;
-		if (slot && PyTuple_GET_ITEM(span, 5) == Py_True && context_exists(thread))
-			slot_store(slot, thread, context, span);
+		if (PyTuple_GET_ITEM(span, 5) == Py_True && context_exists(thread) && table.slots &&
+		    self.publishes == number) {
+			slot = slot_mine();
+			if (slot)
+				slot_store(slot, thread, context, span);
+		}
 		Py_DECREF(span);
 	}
 	if (PyErr_Occurred()) {
@@ -399,6 +404,14 @@ static PyObject *set_default_mask(PyObject *Py_UNUSED(module), PyObject *mask)
 	Py_RETURN_NONE;
 }
 
+static PyObject *silence(PyObject *Py_UNUSED(module), PyObject *on)
+{
+	state.silent = PyObject_IsTrue(on) == 1;
+	if (state.silent)
+		publish_nothing();
+	Py_RETURN_NONE;
+}
+
 /* The table was forgotten in a fork: at the next attach, call on_fork. */
 static PyObject *expect_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
@@ -418,7 +431,7 @@ static PyObject *get_missed_switches(PyObject *Py_UNUSED(module), PyObject *Py_U
 
 static PyObject *get_current(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	struct ebt_slot *slot = table.slots ? slot_known() : NULL;
+	struct ebt_slot *slot = table.slots ? slot_held() : NULL;
 
 	if (!slot || slot->valid != 1 ||
 	    ebt_stamp((struct ebt_python *)(uintptr_t)slot->stamp_addr) != slot->stamp)
@@ -430,8 +443,13 @@ static PyObject *get_current(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ig
 static PyMethodDef module_methods[] = {
 	{ "arm", table_arm, METH_VARARGS,
 	  "arm(slots_fd, lines_fd, clock_offset_ns=0): map a context table and publish into it from now on." },
-	{ "disarm", table_disarm, METH_NOARGS, "Stop publishing and unmap the table." },
+	{ "rearm", table_rearm, METH_VARARGS,
+	  "rearm(slots_fd, lines_fd, clock_offset_ns=0): have this table instead; its slots may be the same." },
+	{ "disarm", table_disarm, METH_NOARGS,
+	  "Take back what is published, stop publishing, and unmap the table." },
 	{ "armed", table_armed, METH_NOARGS, "Is there a table?" },
+	{ "armed_elsewhere", table_armed_elsewhere, METH_NOARGS,
+	  "Is there a table that another interpreter of this process has armed?" },
 	{ "configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS,
 	  "configure(span_key, mask_key, on_fork): the context keys, and what to call at a forked child's first attach." },
 	{ "expect_fork", expect_fork, METH_NOARGS,
@@ -439,8 +457,11 @@ static PyMethodDef module_methods[] = {
 	{ "set_default_mask", set_default_mask, METH_O,
 	  "Programs enabled for every sampled context." },
 	{ "counters", get_counters, METH_NOARGS, "What could not be published, by reason." },
-	{ "follow", switches_follow, METH_O,
-	  "follow(variable): publish this variable's value whenever it is set; hook() adds the other ways to change it." },
+	{ "follow", switches_follow, METH_VARARGS,
+	  "follow(variable, guarded=False): publish this variable's value whenever it is set, or nothing when it is guarded; "
+	  "hook() adds the other ways to change it." },
+	{ "silence", silence, METH_O,
+	  "silence(on): publish nothing, for what would be published cannot be kept right." },
 	{ "leave", switches_leave, METH_NOARGS, "Take off all hooks, and follow no variable." },
 	{ "hook", switches_hook, METH_O,
 	  "hook(name): learn of switches by 'watcher', 'run', 'enter' or 'greenlet'; RuntimeError says why not." },

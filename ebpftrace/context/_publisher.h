@@ -32,6 +32,7 @@ struct table {
 	struct ebt_slot *slots;
 	const struct ebt_line *lines;
 	unsigned char *here;
+	const PyInterpreterState *interp; /* whose session mapped it */
 	unsigned int epoch;
 	long long
 		clock_offset; /* ns that CLOCK_MONOTONIC is ahead of the kernel's (time namespace) */
@@ -75,6 +76,7 @@ struct state {
 	PyObject *on_fork; /* called once, at the first attach in a forked child */
 	unsigned int default_mask; /* for sampled contexts that do not say */
 	bool forked;
+	bool silent; /* contexts change in ways that are not seen, and no stamp shows: publish none */
 };
 
 extern struct state state;
@@ -102,10 +104,21 @@ static inline struct ebt_slot *slot_mine(void)
 	return slot_claim();
 }
 
-/* The calling thread's slot when it has one already. */
-static inline struct ebt_slot *slot_known(void)
+/* The calling thread's slot when it has one in this table already. */
+static inline struct ebt_slot *slot_held(void)
 {
 	return self.epoch == table.epoch && *table.here ? self.slot : NULL;
+}
+
+/*
+ * ...or had one in a table before: the new table may have the same slots, with
+ * what this thread published last, and that is to be changed.
+ */
+static inline struct ebt_slot *slot_known(void)
+{
+	if (self.epoch == table.epoch && *table.here)
+		return self.slot;
+	return self.slot ? slot_claim() : NULL;
 }
 
 /* Put into the calling thread's slot what it held before, under a stamp of now. */
@@ -147,9 +160,14 @@ static inline struct ebt_python python_state(const PyThreadState *thread)
 /* What _table.c and _breakdown.c give to the module. */
 int table_init(void);
 PyObject *table_arm(PyObject *module, PyObject *args);
+PyObject *table_rearm(PyObject *module, PyObject *args);
 PyObject *table_disarm(PyObject *module, PyObject *ignored);
 PyObject *table_armed(PyObject *module, PyObject *ignored);
+PyObject *table_armed_elsewhere(PyObject *module, PyObject *ignored);
 PyObject *table_slot_bytes(PyObject *module, PyObject *ignored);
+
+/* In the child of a bare clone(2), of which nobody is told: forget what is not there, before it is used. */
+void table_check(void);
 
 /* What _otel_ctx.c does for readers of OTEP 4947 when this thread gets a slot, gives it back... */
 void otel_point(struct ebt_slot *slot);
@@ -157,6 +175,7 @@ void otel_unpoint(void);
 /* ...when the table of all threads goes, and in the child of a fork. */
 void otel_unpoint_all(void);
 void otel_forget(void);
+bool otel_published(void);
 PyObject *otel_publish(PyObject *module, PyObject *payload);
 PyObject *otel_withdraw(PyObject *module, PyObject *ignored);
 PyObject *otel_address(PyObject *module, PyObject *ignored);
@@ -175,6 +194,7 @@ struct switches {
 	PyObject *
 		variable; /* its value in the current context is what runs; NULL = nothing is followed */
 	unsigned int installation; /* counts them */
+	bool guarded; /* its value is not what is current: whatever sets it, nobody knows what is */
 };
 
 extern struct switches switches;
@@ -191,7 +211,7 @@ static inline void switches_note(PyThreadState *thread)
 /* Another context has taken over, in whatever way: publish what it says. */
 void switched(PyThreadState *thread);
 
-PyObject *switches_follow(PyObject *module, PyObject *variable);
+PyObject *switches_follow(PyObject *module, PyObject *args);
 PyObject *switches_leave(PyObject *module, PyObject *ignored);
 PyObject *switches_hook(PyObject *module, PyObject *name);
 PyObject *switches_unhook(PyObject *module, PyObject *name);
@@ -218,6 +238,8 @@ bool contexts_read(const PyThreadState *thread, const PyObject *context,
 /* A span that began in it, under that table, is measured no more. */
 void contexts_close(const PyObject *context, unsigned int epoch);
 void contexts_orphan(struct contexts *contexts);
+/* Of all threads; may run Python. */
+void contexts_empty_all(void);
 
 /* The calling thread's account up to now; false when nobody counts. */
 bool thread_times(__u64 times[EBT_CAUSES]);

@@ -31,10 +31,11 @@ void switched(PyThreadState *thread)
 	self.seen = thread->context_ver;
 	if (!table.slots || !switches.variable)
 		return;
-	contexts_switched(thread);
 	if (pending)
 		PyErr_Fetch(&type, &value, &traceback);
-	if (PyContextVar_Get(switches.variable, NULL, &context) == 0 && context) {
+	contexts_switched(thread); /* contexts that it lets go may run Python */
+	if (switches.variable && !switches.guarded &&
+	    PyContextVar_Get(switches.variable, NULL, &context) == 0 && context) {
 		publish(context, true);
 		Py_DECREF(context);
 	} else {
@@ -56,9 +57,12 @@ static struct method reset_method = { &PyContextVar_Type, "reset", METH_O,
 
 static void variable_changed(PyObject *variable, PyObject *result)
 {
-	PyThreadState *thread = PyThreadState_Get();
+	PyThreadState *thread;
 
-	if (!result || variable != switches.variable || !switches_follow_thread(thread))
+	if (!result || variable != switches.variable) /* nearly always: all variables come here */
+		return;
+	thread = PyThreadState_Get();
+	if (!switches_follow_thread(thread))
 		return;
 	switches_note(thread);
 	switched(thread);
@@ -79,6 +83,53 @@ static PyObject *variable_reset(PyObject *variable, PyObject *token)
 	variable_changed(variable, result);
 	return result;
 }
+
+#if PY_VERSION_HEX >= 0x030E0000
+/* `with variable.set(value):`, whose end does not come by the method reset(). */
+static PyObject *token_exit(PyObject *token, PyObject *const *args, Py_ssize_t nargs);
+
+static struct method exit_method = {
+	&PyContextToken_Type,
+	"__exit__",
+	METH_FASTCALL,
+	(PyCFunction)(void (*)(void))token_exit,
+	NULL,
+	NULL,
+};
+
+typedef PyObject *(*exit_function)(PyObject *, PyObject *const *, Py_ssize_t);
+
+static PyObject *token_exit(PyObject *token, PyObject *const *args, Py_ssize_t nargs)
+{
+	PyObject *result = ((exit_function)(void (*)(void))exit_method.was)(token, args, nargs);
+	PyObject *variable = result ? PyObject_GetAttrString(token, "var") : NULL;
+
+	if (result && !variable)
+		PyErr_Clear();
+	variable_changed(variable, result);
+	Py_XDECREF(variable);
+	return result;
+}
+
+static int exit_replace(void)
+{
+	return method_replace(&exit_method);
+}
+
+static void exit_restore(void)
+{
+	method_restore(&exit_method);
+}
+#else
+static int exit_replace(void)
+{
+	return 0;
+}
+
+static void exit_restore(void)
+{
+}
+#endif
 
 /* --- watcher ----------------------------------------------------------------------------- */
 
@@ -165,8 +216,8 @@ static void kept_publish(struct kept *kept, PyThreadState *thread)
 {
 	PyObject *context = NULL;
 
-	if (!kept->context || kept->epoch != table.epoch || !switches_follow_thread(thread) ||
-	    PyErr_Occurred()) {
+	if (!kept->context || kept->epoch != table.epoch || kept->slot != slot_held() ||
+	    !switches_follow_thread(thread) || PyErr_Occurred()) {
 		switched(thread);
 	} else if (PyContextVar_Get(switches.variable, NULL, &context) ||
 		   context != kept->context) {
@@ -298,16 +349,22 @@ void switches_missed(PyThreadState *thread)
 	PyErr_Restore(type, value, traceback);
 }
 
-PyObject *switches_follow(PyObject *Py_UNUSED(module), PyObject *variable)
+PyObject *switches_follow(PyObject *Py_UNUSED(module), PyObject *args)
 {
+	PyObject *variable;
+	int guarded = false;
+
+	if (!PyArg_ParseTuple(args, "O|p", &variable, &guarded))
+		return NULL;
 	if (!PyContextVar_CheckExact(variable)) {
 		PyErr_SetString(PyExc_TypeError, "variable must be a contextvars.ContextVar");
 		return NULL;
 	}
-	if (method_replace(&set_method) || method_replace(&reset_method))
+	if (method_replace(&set_method) || method_replace(&reset_method) || exit_replace())
 		return NULL;
 	switches.interp = PyInterpreterState_Get();
 	switches.installation++;
+	switches.guarded = guarded;
 	Py_XSETREF(switches.variable, Py_NewRef(variable));
 	Py_RETURN_NONE;
 }
@@ -318,6 +375,7 @@ PyObject *switches_leave(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignore
 		hooks[i].off();
 	method_restore(&set_method);
 	method_restore(&reset_method);
+	exit_restore();
 	Py_CLEAR(switches.variable);
 	Py_RETURN_NONE;
 }

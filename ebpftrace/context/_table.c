@@ -50,21 +50,49 @@ static bool table_lost(void)
 	return table.slots && !*table.here;
 }
 
+void table_check(void)
+{
+	if ((table.slots || otel_published()) && !*table.here)
+		table_forget();
+}
+
+/* By its own thread, in a table that stays mapped meanwhile. */
+static void slot_give_back(struct ebt_slot *slot)
+{
+	slot->valid = 0;
+	slot->mask = 0;
+	atomic_signal_fence(memory_order_seq_cst);
+	__atomic_store_n(&slot->tid, EBT_TID_GONE, __ATOMIC_RELEASE);
+	__atomic_fetch_add(&releases, 1, __ATOMIC_RELEASE);
+}
+
+static struct ebt_slot *slot_at(__u32 home, unsigned int probe)
+{
+	return &table.slots[(home + probe) & (EBT_TABLE_SLOTS - 1)];
+}
+
+/* Give back what is under this thread's id, from probe number `first` on: slots outlive a table that is mapped again. */
+static void slots_give_back(__u32 tid, unsigned int first)
+{
+	for (unsigned int probe = first; probe < EBT_TABLE_PROBES; probe++) {
+		struct ebt_slot *slot = slot_at(ebt_slot_home(tid), probe);
+
+		if (__atomic_load_n(&slot->tid, __ATOMIC_ACQUIRE) == tid)
+			slot_give_back(slot);
+	}
+}
+
 static void slot_release(void *arg)
 {
 	struct ebt_slot *slot = arg;
 
-	if (table_lost())
-		table_forget();
+	table_check();
 	otel_unpoint();
 	pthread_mutex_lock(&table_lock);
-	if (table.epoch && self.epoch == table.epoch && self.slot == slot) {
-		slot->valid = 0;
-		slot->mask = 0;
-		atomic_signal_fence(memory_order_seq_cst);
-		__atomic_store_n(&slot->tid, EBT_TID_GONE, __ATOMIC_RELEASE);
-		__atomic_fetch_add(&releases, 1, __ATOMIC_RELEASE);
-	}
+	if (table.epoch && self.epoch != table.epoch)
+		slots_give_back((__u32)gettid(), 0);
+	else if (table.epoch && self.slot == slot)
+		slot_give_back(slot);
 	self.slot = NULL;
 	pthread_mutex_unlock(&table_lock);
 	free(self.open);
@@ -99,14 +127,13 @@ struct ebt_slot *slot_claim(void)
 	unsigned int released = __atomic_load_n(&releases, __ATOMIC_ACQUIRE);
 	__u32 tid, home;
 
-	if (table_lost())
-		table_forget();
+	table_check();
 	if (!table.slots || table_full(released))
 		return NULL;
 	tid = (__u32)gettid();
 	home = ebt_slot_home(tid);
 	for (unsigned int probe = 0; probe < EBT_TABLE_PROBES; probe++) {
-		struct ebt_slot *slot = &table.slots[(home + probe) & (EBT_TABLE_SLOTS - 1)];
+		struct ebt_slot *slot = slot_at(home, probe);
 		__u32 owner = __atomic_load_n(&slot->tid, __ATOMIC_ACQUIRE);
 
 		/* our own tid: a thread that ended without telling had it before us */
@@ -116,6 +143,7 @@ struct ebt_slot *slot_claim(void)
 			self.epoch = table.epoch;
 			pthread_setspecific(exit_key, slot);
 			otel_point(slot);
+			slots_give_back(tid, probe + 1); /* which no program would find any more */
 			return slot;
 		}
 	}
@@ -126,72 +154,124 @@ struct ebt_slot *slot_claim(void)
 	return NULL;
 }
 
-PyObject *table_arm(PyObject *Py_UNUSED(module), PyObject *args)
+/* What is mapped of a table. */
+struct mapped {
+	struct ebt_slot *slots;
+	const struct ebt_line *lines;
+};
+
+#define SLOTS_SIZE (sizeof(struct ebt_slot) * EBT_TABLE_SLOTS)
+#define LINES_SIZE (sizeof(struct ebt_line) * EBT_TABLE_SLOTS)
+
+/* From the arguments of arm() and rearm(); false with an exception. */
+static bool mapped_open(struct mapped *mapped, long long *clock_offset, PyObject *args)
 {
-	size_t slots_size = sizeof(struct ebt_slot) * EBT_TABLE_SLOTS;
-	size_t lines_size = sizeof(struct ebt_line) * EBT_TABLE_SLOTS;
 	void *slots, *lines;
-	long long clock_offset = 0;
 	int slots_fd, lines_fd;
 
-	if (!PyArg_ParseTuple(args, "ii|L", &slots_fd, &lines_fd, &clock_offset))
-		return NULL;
-	if (table_lost())
-		table_forget();
+	*clock_offset = 0;
+	if (!PyArg_ParseTuple(args, "ii|L", &slots_fd, &lines_fd, clock_offset))
+		return false;
+	slots = mmap(NULL, SLOTS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, slots_fd, 0);
+	if (slots == MAP_FAILED) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		return false;
+	}
+	lines = mmap(NULL, LINES_SIZE, PROT_READ, MAP_SHARED, lines_fd, 0);
+	if (lines == MAP_FAILED || madvise(slots, SLOTS_SIZE, MADV_DONTFORK) ||
+	    madvise(lines, LINES_SIZE, MADV_DONTFORK)) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		munmap(slots, SLOTS_SIZE);
+		if (lines != MAP_FAILED)
+			munmap(lines, LINES_SIZE);
+		return false;
+	}
+	*mapped = (struct mapped){ slots, lines };
+	return true;
+}
+
+/* Programs may still look at the slots, and nobody will change them any more. */
+static void slots_clear(struct ebt_slot *slots)
+{
+	for (unsigned int i = 0; i < EBT_TABLE_SLOTS; i++) {
+		if (__atomic_load_n(&slots[i].tid, __ATOMIC_ACQUIRE))
+			slots[i].valid = 0;
+	}
+}
+
+/* Put another table in place, or none; `clear`: what threads have published in the one before is over. */
+static void table_replace(struct mapped mapped, long long clock_offset, bool clear)
+{
+	struct mapped before;
+
+	pthread_mutex_lock(&table_lock);
+	before = (struct mapped){ table.slots, table.lines };
+	if (before.slots && clear)
+		slots_clear(before.slots);
+	table.slots = mapped.slots;
+	table.lines = mapped.lines;
+	table.clock_offset = clock_offset;
+	table.epoch = mapped.slots ? ++last_epoch : 0;
+	table.interp = mapped.slots ? PyInterpreterState_Get() : NULL;
+	if (mapped.slots)
+		*table.here = 1;
+	pthread_mutex_unlock(&table_lock);
+	if (before.slots) {
+		otel_unpoint_all();
+		munmap(before.slots, SLOTS_SIZE);
+		munmap((void *)before.lines, LINES_SIZE);
+	}
+	state.forked = false;
+	contexts_empty_all();
+}
+
+PyObject *table_arm(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	struct mapped mapped;
+	long long clock_offset;
+
+	table_check();
 	if (table.slots) {
 		PyErr_SetString(PyExc_RuntimeError,
 				"the publisher has a context table already; disarm() it first");
 		return NULL;
 	}
-	slots = mmap(NULL, slots_size, PROT_READ | PROT_WRITE, MAP_SHARED, slots_fd, 0);
-	if (slots == MAP_FAILED)
-		return PyErr_SetFromErrno(PyExc_OSError);
-	lines = mmap(NULL, lines_size, PROT_READ, MAP_SHARED, lines_fd, 0);
-	if (lines == MAP_FAILED || madvise(slots, slots_size, MADV_DONTFORK) ||
-	    madvise(lines, lines_size, MADV_DONTFORK)) {
-		PyErr_SetFromErrno(PyExc_OSError);
-		munmap(slots, slots_size);
-		if (lines != MAP_FAILED)
-			munmap(lines, lines_size);
+	if (!mapped_open(&mapped, &clock_offset, args))
 		return NULL;
-	}
-	pthread_mutex_lock(&table_lock);
-	table.slots = slots;
-	table.lines = lines;
-	table.clock_offset = clock_offset;
-	*table.here = 1;
-	table.epoch = ++last_epoch;
-	pthread_mutex_unlock(&table_lock);
-	state.forked = false;
+	table_replace(mapped, clock_offset, false);
+	Py_RETURN_NONE;
+}
+
+/* In one go: a thread that found no table in between would leave in the same slots what it published before. */
+PyObject *table_rearm(PyObject *Py_UNUSED(module), PyObject *args)
+{
+	struct mapped mapped;
+	long long clock_offset;
+
+	table_check();
+	if (!mapped_open(&mapped, &clock_offset, args))
+		return NULL;
+	table_replace(mapped, clock_offset, false);
 	Py_RETURN_NONE;
 }
 
 PyObject *table_disarm(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-	struct ebt_slot *slots;
-	const struct ebt_line *lines;
-
-	if (table_lost())
-		table_forget();
-	pthread_mutex_lock(&table_lock);
-	slots = table.slots;
-	lines = table.lines;
-	table.slots = NULL;
-	table.lines = NULL;
-	table.epoch = 0;
-	pthread_mutex_unlock(&table_lock);
-	if (slots) {
-		otel_unpoint_all();
-		munmap(slots, sizeof(*slots) * EBT_TABLE_SLOTS);
-		munmap((void *)lines, sizeof(*lines) * EBT_TABLE_SLOTS);
-	}
-	state.forked = false;
+	table_check();
+	table_replace((struct mapped){ NULL, NULL }, table.clock_offset, true);
 	Py_RETURN_NONE;
 }
 
 PyObject *table_armed(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
 	return PyBool_FromLong(table.slots && !table_lost());
+}
+
+/* The table is the process's: is it there for another interpreter? */
+PyObject *table_armed_elsewhere(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+	table_check();
+	return PyBool_FromLong(table.slots && table.interp != PyInterpreterState_Get());
 }
 
 /* The calling thread's slot as bytes, for tests and `doctor`; None when it has none. */

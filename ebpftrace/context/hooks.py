@@ -38,23 +38,32 @@ def install(on_fork: Callable[[], None], context_hooks: Sequence[str] = ("auto",
     _publisher.configure(span_key=_SPAN_KEY, mask_key=MASK_KEY, on_fork=on_fork)
     runtime = otel._RUNTIME_CONTEXT
     inner = runtime.inner if isinstance(runtime, _publisher.RuntimeContext) else runtime
-    variable = _context_variable(inner)
+    variable, own = _context_variable(inner)
     if inner is runtime:
-        otel._RUNTIME_CONTEXT = _publisher.RuntimeContext(inner, variable)  # type: ignore[assignment]
+        reached = variable if own else None
+        otel._RUNTIME_CONTEXT = _publisher.RuntimeContext(inner, reached)  # type: ignore[assignment]
     publish_current()
-    switches.follow(variable, context_hooks, publish_current)
+    if variable is None or not own:
+        switches.guard(variable)
+    else:
+        switches.follow(variable, context_hooks, publish_current)
     publish_current()
 
 
-def _context_variable(inner: object) -> contextvars.ContextVar[object] | None:
-    """The variable behind OpenTelemetry's own runtime context: reached directly, it costs no Python call."""
+def _context_variable(inner: object) -> tuple[contextvars.ContextVar[object] | None, bool]:
+    """The variable behind a runtime context, and is that OpenTelemetry's own?
+
+    Its own is reached directly, which costs no Python call. One that a vendor derived from it may make something else
+    of the variable's value. One of another make may have variables that nobody can know of.
+    """
     from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 
     variable = getattr(inner, "_current_context", None)
-    if type(inner) is ContextVarsRuntimeContext and isinstance(variable, contextvars.ContextVar):
-        return variable
-    logger.debug("the runtime context is a %s, which is called for each attach", type(inner).__qualname__)
-    return None
+    known = isinstance(inner, ContextVarsRuntimeContext) and isinstance(variable, contextvars.ContextVar)
+    own = known and type(inner) is ContextVarsRuntimeContext
+    if not own:
+        logger.debug("the runtime context is a %s, which is called for each attach", type(inner).__qualname__)
+    return (variable if known else None), own
 
 
 def publish_current() -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ebpftrace.context")
 
 _USE = {
+    "set": "code that sets OpenTelemetry's variable itself: asgiref",
     "watcher": "asyncio, uvloop, executors",
     "run": "asyncio, executors",
     "enter": "uvloop, eager tasks",
@@ -54,7 +55,9 @@ class Hook:
     wanted: bool = True
 
 
-_hooks: tuple[Hook, ...] = ()  # all of CONTEXT_HOOKS, or none while the library does not run
+_NOT_OPENTELEMETRYS = "the runtime context is not OpenTelemetry's own"
+
+_hooks: tuple[Hook, ...] = ()  # "set" and all of CONTEXT_HOOKS, or none while the library does not run
 _told: set[str] = set()
 
 
@@ -69,44 +72,69 @@ def stats() -> dict[str, Any]:
     return {"hooks": found, "missed_switches": _publisher.missed_switches()}
 
 
-def follow(variable: Variable | None, wanted: Sequence[str], publish: Callable[[], None]) -> None:
+def follow(variable: Variable, wanted: Sequence[str], publish: Callable[[], None]) -> None:
     """Install the hooks for the variable that holds OpenTelemetry's context, and try each of them; idempotent.
 
     Args:
-        variable: None when a runtime context of another make keeps its contexts in a way of its own: only Python code
-            could ask it, and none may run in the middle of a switch.
+        variable: what holds the context.
         wanted: names of hooks, "auto" or "none".
         publish: publishes what the calling thread has current.
     """
     global _hooks  # noqa: PLW0603  (replaced whole, so that readers need no lock)
     if _hooks or not _publisher.armed():
         return
-    if variable is None:
-        _hooks = tuple(Hook(name, False, "the runtime context is not OpenTelemetry's own") for name in CONTEXT_HOOKS)
-        return
-    try:
-        _publisher.follow(variable)
-        _check(_set(variable))
-    except Exception as error:  # noqa: BLE001  (whatever it is: contexts that are set past OpenTelemetry are not seen)
-        _tell("set", error)
-    found: dict[str, str] = {}
+    found = {"set": _follow_variable(variable)}
 
     def add(*names: str) -> None:
         found.update({name: _install(name) for name in names})
         for name in names:
             publish()
-            found[name] = found[name] or _try(name, variable)
+            found[name] = _try(name, variable) if found[name].on else found[name]
 
-    add(*_chosen(wanted))
-    if "auto" in wanted and found.get("watcher"):  # the next safe mode
-        add("run", "enter")
-    _hooks = tuple(_verdict(name, found.get(name)) for name in CONTEXT_HOOKS)
+    if found["set"].on:
+        add(*_chosen(wanted))
+        if "auto" in wanted and "watcher" in found and not found["watcher"].on:  # the next safe mode
+            add("run", "enter")
+    unused = "not needed here, or not asked for" if found["set"].on else "nothing is published"
+    _hooks = tuple(found.get(name) or Hook(name, False, unused, wanted=False) for name in ("set", *CONTEXT_HOOKS))
+
+
+def guard(variable: Variable | None) -> None:
+    """Publish nothing where somebody sets the variable itself: what a vendor's runtime context makes of it, who knows.
+
+    No hooks: only Python code could ask such a runtime context, and none may run in the middle of a switch.
+
+    Args:
+        variable: None when it keeps its contexts in a way of its own; nobody is told of what is changed there.
+    """
+    global _hooks  # noqa: PLW0603
+    if _hooks or not _publisher.armed():
+        return
+    first = Hook("set", False, _NOT_OPENTELEMETRYS)
+    if variable is not None:
+        first = _follow_variable(variable, guarded=True)
+    _hooks = (first, *(Hook(name, False, _NOT_OPENTELEMETRYS) for name in CONTEXT_HOOKS))
+
+
+def _follow_variable(variable: Variable, *, guarded: bool = False) -> Hook:
+    """See who sets the variable past OpenTelemetry; where that fails, no stamp would show it: publish nothing."""
+    try:
+        _publisher.follow(variable, guarded)
+        _check(_set_guarded(variable) if guarded else _set(variable))
+    except Exception as error:  # noqa: BLE001  (whatever it is)
+        _publisher.silence(True)
+        if "set" not in _told:
+            _told.add("set")
+            logger.warning("no context is published, so no span has kernel spans: no hook on ContextVar.set: %s", error)
+        return Hook("set", False, f"nothing is published: {error}")
+    return Hook("set", True, _USE["set"])
 
 
 def leave() -> None:
     """Take all hooks off; whatever is published then is stale after the next switch."""
     global _hooks  # noqa: PLW0603
     _publisher.leave()
+    _publisher.silence(False)
     _hooks = ()
 
 
@@ -118,20 +146,14 @@ def _chosen(wanted: Sequence[str]) -> tuple[str, ...]:
     return ("watcher", "greenlet") if sys.version_info >= (3, 14) else ("run", "enter", "greenlet")
 
 
-def _verdict(name: str, problem: str | None) -> Hook:
-    if problem is None:
-        return Hook(name, False, "not needed here, or not asked for", wanted=False)
-    return Hook(name, not problem, problem or _USE[name])
-
-
-def _install(name: str) -> str:
-    """Put a hook in place; return why that cannot be, else ""."""
+def _install(name: str) -> Hook:
+    """Put a hook in place, if that can be."""
     try:
         _publisher.hook(name)
     except RuntimeError as error:
         _tell(name, error)
-        return str(error)
-    return ""
+        return Hook(name, False, str(error))
+    return Hook(name, True, _USE[name])
 
 
 def _tell(name: str, error: Exception) -> None:
@@ -145,18 +167,21 @@ def _tell(name: str, error: Exception) -> None:
 # --- trying them -----------------------------------------------------------------------------------------------------
 
 
-def _try(name: str, variable: Variable) -> str:
-    """See a hook work in the calling thread; return why it does not, after taking it off, else ""."""
+def _try(name: str, variable: Variable) -> Hook:
+    """See a hook work in the calling thread; take it off when it does not."""
     before = _publisher.current()
     try:
-        _check(_TRIALS[name](variable))
+        seen = _TRIALS[name](variable)
+        if name == "enter" and seen is not None and seen[1] is None:  # unknown, not wrong; uvloop is another matter
+            return Hook(name, True, "uvloop; eager tasks: not on this build")
+        _check(seen)
         if _publisher.current() != before:
             raise RuntimeError("the context before was not published again")  # noqa: TRY301
     except Exception as error:  # noqa: BLE001
         _publisher.unhook(name)
         _tell(name, error)
-        return f"self-test failed: {error}"
-    return ""
+        return Hook(name, False, f"self-test failed: {error}")
+    return Hook(name, True, _USE[name])
 
 
 def _check(seen: tuple[bytes, bytes | None] | None) -> None:
@@ -187,6 +212,18 @@ def _set(variable: Variable) -> tuple[bytes, bytes | None]:
         return _publisher.current()
 
     return ids, contextvars.Context().run(seen)
+
+
+def _set_guarded(variable: Variable) -> tuple[bytes, bytes | None]:
+    probe, _ = _probe()
+    runtime = _publisher.RuntimeContext(None, contextvars.ContextVar("probe"))
+
+    def seen() -> bytes | None:
+        runtime.attach(probe)
+        variable.set(probe)
+        return _publisher.current()
+
+    return b"", contextvars.Context().run(seen) or b""
 
 
 def _run(variable: Variable) -> tuple[bytes, bytes | None]:

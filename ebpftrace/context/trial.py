@@ -5,13 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
-from typing import TYPE_CHECKING
 
-from ebpftrace.context import _publisher, hooks, switches
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from ebpftrace.context import _publisher, hooks, own_table, switches
 
 _TRIED_WITH = ("asyncio", "greenlet", "uvloop")
 
@@ -26,29 +21,14 @@ def hooks_that_work() -> tuple[switches.Hook, ...]:
     for module in _TRIED_WITH:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    with _table():
+    own_table.arm()
+    try:
         hooks.install(lambda: None)
-        try:
-            return _wanted()
-        finally:
-            hooks.uninstall()
+        return _wanted()
+    finally:
+        _publisher.disarm()
+        hooks.uninstall()
 
 
 def _wanted() -> tuple[switches.Hook, ...]:
     return tuple(hook for hook in switches.hooks() if hook.wanted)
-
-
-@contextlib.contextmanager
-def _table() -> Iterator[None]:
-    """A context table in ordinary memory."""
-    with contextlib.ExitStack() as files:
-        fds = []
-        for name, size in (("slots", _publisher.SLOT_BYTES), ("lines", _publisher.LINE_BYTES)):
-            fds.append(os.memfd_create(name))
-            files.callback(os.close, fds[-1])
-            os.ftruncate(fds[-1], size * _publisher.TABLE_SLOTS)
-        _publisher.arm(*fds)
-        try:
-            yield
-        finally:
-            _publisher.disarm()

@@ -230,9 +230,8 @@ class AgentSide:
                 self._link.close()
             self._link, self._token = link, link.welcome.token
             # also when the slots are the same: threads begin new accounts, and spans that span the gap get none
-            _publisher.disarm()
             try:
-                _publisher.arm(link.table.slots, link.table.lines, namespace_offset_ns())
+                _publisher.rearm(link.table.slots, link.table.lines, namespace_offset_ns())
             finally:
                 link.table.close()
             self._take_programs(link.welcome.programs)

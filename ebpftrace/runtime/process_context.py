@@ -9,7 +9,6 @@ has one at most: where a vendor's is in place already, ours is not published, no
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import threading
 import weakref
@@ -34,9 +33,6 @@ SCHEMA_VERSION = "tlsdesc_v1_dev"
 MAX_PAYLOAD_BYTES = 1 << 16
 """Readers take no more."""
 
-SLOT_BYTES, LINE_BYTES = 64, 256
-"""Sizes of struct ebt_slot and struct ebt_line."""
-
 _NAMES = ("[anon_shmem:OTEL_CTX]", "[anon:OTEL_CTX]", "/memfd:OTEL_CTX")
 
 
@@ -49,6 +45,7 @@ class ProcessContext:
 
     def __init__(self) -> None:
         self.reason = "it was not opened"
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._payload = b""
         self._open = False
@@ -76,7 +73,7 @@ class ProcessContext:
 
     def update(self, provider: TracerProvider) -> None:
         """Say the resource of the global provider; while there is none, of this one. Never raises."""
-        if provider in self._seen:
+        if provider in self._seen or self._pid != os.getpid():  # in the child of a fork that Python was not told of
             return
         known = trace._TRACER_PROVIDER
         try:
@@ -133,24 +130,6 @@ def try_out() -> tuple[bool, str]:
     seen = find_mapping()
     context.close()
     return bool(seen), seen.partition(" at ")[0] or "published, but not in /proc/self/maps"
-
-
-def arm_without_kernel() -> None:
-    """Have threads publish into memory of this process, where no BPF program looks but other readers do.
-
-    Raises:
-        OSError: there is no memory.
-    """
-    sizes = (_publisher.TABLE_SLOTS * SLOT_BYTES, _publisher.TABLE_SLOTS * LINE_BYTES)
-    fds: list[int] = []
-    try:
-        for size in sizes:
-            fds.append(os.memfd_create("ebpftrace"))
-            os.ftruncate(fds[-1], -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
-        _publisher.arm(*fds)
-    finally:
-        for fd in fds:
-            os.close(fd)
 
 
 def find_mapping(maps: Path = Path("/proc/self/maps")) -> str:

@@ -100,6 +100,8 @@ class Session:
 
         global _imported  # noqa: PLW0603
         _imported = True
+        if _publisher.armed_elsewhere():  # before this holds anything, so that _tear_down() leaves theirs alone
+            raise UnsupportedError("ebpftrace in this interpreter", "another one of this process publishes already")
         settings = self.settings
         if settings.otel_context:
             self._context = ProcessContext()
@@ -177,11 +179,10 @@ class Session:
         """Go on publishing for the readers that the process context tells of it."""
         if self._context is None or not self._context.published:
             return
-        from ebpftrace.context import hooks
-        from ebpftrace.runtime.process_context import arm_without_kernel
+        from ebpftrace.context import hooks, own_table
 
         try:
-            arm_without_kernel()
+            own_table.arm()
         except OSError as error:
             logger.warning("contexts are published to nobody: %s", error)
             self._context.close()
@@ -204,9 +205,9 @@ class Session:
 
             if isinstance(self._kernel, AgentSide):
                 self._kernel.close()  # before: its thread may be changing the table
+            _publisher.disarm()  # before: what is published must not outlive those who keep it right
             hooks.uninstall()
             sockets.disarm()
-            _publisher.disarm()
             _publisher.set_default_mask(0)
             set_program_bits({})
         for program in self._kernel.programs if self._kernel else ():
@@ -216,13 +217,13 @@ class Session:
             self._binding.close()
         if self._context is not None and not keep_context:
             self._context.close()
+        self.active = False
         with self._counting:
             self._last_stats = collect(self)
             self._reader = None
             if self._kernel is not None and emptied:
                 self._kernel.close()
                 self._kernel = None
-        self.active = False
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Bring every record that the kernel has submitted so far into the provider; False when time ran out.
@@ -239,12 +240,16 @@ class Session:
 
     def stats(self) -> dict[str, Any]:
         """Return what was read, made and lost, by program and reason: nothing is lost without a count here."""
-        from ebpftrace.runtime.stats import collect
+        from ebpftrace.runtime.stats import collect, collect_publishing
 
         _notice_fork()
         with self._counting:
-            now = {"active": self.active, "reason": self.reason}
-            return self._last_stats | now if self._last_stats else collect(self)
+            if not self._last_stats:
+                return collect(self)
+            now: dict[str, Any] = {"active": self.active, "reason": self.reason}
+            if not self._stopped and self._context is not None and self._context.published:
+                now |= collect_publishing(self)
+            return self._last_stats | now
 
     def stop(self) -> None:
         """Detach everything and bring in the last records; idempotent."""
@@ -438,7 +443,10 @@ def _end_worker() -> None:
 
 def _restart_in_child() -> None:
     """At a forked child's first span: start again, in the background, with programs and a table of its own."""
-    threading.Thread(target=restart, name="ebpftrace-restart", daemon=True).start()
+    try:
+        threading.Thread(target=restart, name="ebpftrace-restart", daemon=True).start()
+    except RuntimeError as error:  # its first span comes from an exit handler
+        logger.debug("kernel tracing stays off in this child of a fork: %s", error)
 
 
 def restart() -> Session | None:

@@ -23,12 +23,14 @@ def collect(session: Session) -> dict[str, Any]:
         "programs": _programs(session),
         "spans": _spans(session),
         "reader": _reader(session),
-        "publisher": _publisher(),
-        "context_hooks": _context_hooks(),
-        "otel_context": _otel_context(session),
         "sockets": _sockets(),
         "breakdown": _sum(session._binding.breakdown_stats()) if session._binding is not None else {},
-    }
+    } | collect_publishing(session)
+
+
+def collect_publishing(session: Session) -> dict[str, Any]:
+    """Return the counters of what goes on without kernel programs."""
+    return {"publisher": _publisher(), "context_hooks": _context_hooks(), "otel_context": _otel_context(session)}
 
 
 def _by(session: Session) -> str:

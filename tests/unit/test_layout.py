@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 
 from ebpftrace.context import _publisher
+from ebpftrace.context._publisher import LINE_BYTES, SLOT_BYTES
 from ebpftrace.kernel._native import ffi, lib
 from ebpftrace.kernel.object import BpfObject
 from ebpftrace.programs import CORE, ShippedProgram, find, names
 from ebpftrace.programs.core import DROP_REASONS
-from ebpftrace.runtime.process_context import LINE_BYTES, SLOT_BYTES
 
 # OTEP 4947, thread context record: readers of others know these offsets
 THREAD_CONTEXT = {"trace_id": 0, "span_id": 16, "valid": 24, "trace_flags": 25, "attrs_size": 26}
