@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
 import mmap
 import os
+import signal
 import struct
 import threading
 import time
@@ -22,7 +24,7 @@ from ebpftrace.context.hooks import MASK_KEY
 # struct ebt_slot, and the part of struct ebt_line that its thread reads (bpf/include/ebpftrace_abi.h)
 SLOT = struct.Struct("16s8sBBHIIIQQQ")
 LINE = struct.Struct("QQQ9QQ")
-LINE_BYTES = 256
+LINE_BYTES, OFF_SINCE = 256, 128
 GONE = 0xFFFFFFFF  # EBT_TID_GONE
 
 TRACE_ID, SPAN_ID = 0x0102030405060708090A0B0C0D0E0F10, 0x1112131415161718
@@ -48,6 +50,28 @@ class Table:
         tids = [slot[6] for slot in SLOT.iter_unpack(bytes(self.memory))]
         return [tid for tid in tids if tid]
 
+    def rearm(self):
+        """Have the publisher map it again, as after an agent's restart."""
+        _publisher.rearm(self.slots_fd, self.lines_fd)
+
+    def move_slot(self):
+        """Move the calling thread's slot one further, as though another thread had been before it and gone."""
+        home = self.tids().index(threading.get_native_id())
+        there = (home + 1) % _publisher.TABLE_SLOTS * SLOT.size
+        home *= SLOT.size
+        self.memory[there : there + SLOT.size] = self.memory[home : home + SLOT.size]
+        struct.pack_into("I", self.memory, home + 32, GONE)
+
+    def tids(self):
+        """Whose each slot is; 0: nobody's yet."""
+        return [slot[6] for slot in SLOT.iter_unpack(bytes(self.memory))]
+
+    def fresh(self):
+        """The span ids that a BPF program finds for the calling thread; it goes by the thread's id alone."""
+        tid = threading.get_native_id()
+        mine = [slot for slot in SLOT.iter_unpack(bytes(self.memory)) if slot[6] == tid and slot[2] == 1]
+        return [int.from_bytes(slot[1], "big") for slot in mine if stamp_now(slot[8]) == slot[9]]
+
     def occupy(self, tid, *, but=None):
         """Give every slot to a thread that does not exist, but the one of a thread that does."""
         for index, slot in enumerate(SLOT.iter_unpack(bytes(self.memory))):
@@ -62,7 +86,7 @@ class Table:
         os.close(self.slots_fd)
         os.close(self.lines_fd)
 
-    def switched(self, *, on_since, times, lost=0):
+    def switched(self, *, on_since, times, lost=0, off_since=0):
         """Be the kernel: this thread was switched out and in, and its account is this."""
         tid = threading.get_native_id()
         slots = enumerate(SLOT.iter_unpack(bytes(self.memory)))
@@ -70,6 +94,7 @@ class Table:
         switches = LINE.unpack_from(self.lines, index * LINE_BYTES)[1] + 1
         owner = tid | generation << 32
         LINE.pack_into(self.lines, index * LINE_BYTES, owner, switches, on_since, *times, lost)
+        struct.pack_into("Q", self.lines, index * LINE_BYTES + OFF_SINCE, off_since)
 
 
 @contextlib.contextmanager
@@ -123,6 +148,31 @@ def until(condition):
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.001)
     return condition()
+
+
+def stamp_now(address):
+    """ebt_stamp() of what a stamp's address says now."""
+    context, switches, thread = (ctypes.c_uint64 * 3).from_address(address)
+    return (context + switches * 0x9E3779B97F4A7C15 + thread * 0xC13FA9A902A6328F) % 2**64
+
+
+def clone():
+    """Fork by the bare system call, of which no fork handler is told."""
+    number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    return ctypes.PyDLL(None).syscall(number, int(signal.SIGCHLD), 0, 0, 0, 0)
+
+
+def bare_fork(work):
+    """Run `work` in a child of clone(); return its wait status."""
+    pid = clone()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1]
 
 
 def in_thread(work):

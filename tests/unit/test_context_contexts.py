@@ -9,6 +9,7 @@ import gc
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import opentelemetry.context as otel
 import pytest
@@ -16,6 +17,7 @@ from context_support import Table, armed_table, in_thread
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext
 
 from ebpftrace.breakdown import BreakdownProcessor
 from ebpftrace.context import _publisher, hooks
@@ -211,12 +213,79 @@ def test_spans_that_never_end(traced):
     assert 0 < alive(references) <= 256
 
     _publisher.disarm()
+    assert 0 == alive(references)
     table = Table()
     table.arm()
     with traced.span("another"):
         pass
     assert 0 == alive(references)
     table.close()
+
+
+def test_threads_after_the_end(traced):
+    """A thread that goes on when the library has stopped keeps no contexts of spans that it never ended."""
+    left, over = threading.Event(), threading.Event()
+    references = []
+
+    def work():
+        references.extend(leave_open(traced, 5))
+        left.set()
+        over.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    left.wait()
+    before = alive(references)
+    _publisher.disarm()
+    after = alive(references)
+    over.set()
+    thread.join()
+
+    assert (5, 0) == (before, after)
+
+
+class Pool:
+    """Ends spans when it goes."""
+
+    def __init__(self, spans):
+        self.spans = spans
+
+    def __del__(self):
+        for span in reversed(self.spans):
+            span.finish()
+
+
+class Bare:
+    """As much of an SDK's span as the publisher needs."""
+
+    def __init__(self, number):
+        self._context, self._start_time, self._end_time = SpanContext(1, number, False), time.time_ns(), None
+        self._attributes = SimpleNamespace(_dict={}, maxlen=None)
+
+    def finish(self):
+        """End; returns what became of the measurement."""
+        self._end_time = time.time_ns()
+        return _publisher.end(self, lambda: True)
+
+
+@pytest.mark.parametrize("ended", [1, 127, 129, 255])
+def test_spans_that_end_as_a_context_goes(traced, ended):
+    """When the oldest of too many open spans are given up, the last of their contexts may go and end others."""
+    spans = [Bare(number) for number in range(1, 257)]
+    pool = contextvars.ContextVar("pool")
+
+    def first():
+        pool.set(Pool(spans[-ended:]))
+        _publisher.begin(spans[0])
+
+    contextvars.Context().run(first)
+    for each in spans[1:]:
+        contextvars.Context().run(_publisher.begin, each)
+    youngest = Bare(999)
+    _publisher.begin(youngest)
+
+    assert spans[-1]._end_time
+    assert _publisher.MEASURED == youngest.finish()
 
 
 def test_thread_that_ends(traced):

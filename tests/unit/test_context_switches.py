@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import sys
+import time
 
 import opentelemetry.context as otel
 import pytest
-from context_support import context, in_thread, published
+from context_support import clone, context, in_thread, published
 from opentelemetry.context.context import Context
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.trace.propagation import _SPAN_KEY
 from switches_support import OF_RUN, VARIABLE, following, ids, method_place, span, truth
@@ -57,6 +60,19 @@ def test_set_of_another_variable(table):
         assert ids(1) == _publisher.current()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="tokens are context managers from 3.14 on")
+def test_set_for_a_block(table):
+    """The end of `with variable.set(value):` changes what is published, too; other variables' tokens do not."""
+    other = contextvars.ContextVar("other")
+    with following() as app, span(app.runtime, 1):
+        with VARIABLE.set(context(2)):
+            inside = _publisher.current()
+        with other.set(5), pytest.raises(KeyError), VARIABLE.set(context(3)):
+            raise KeyError("mine")
+
+        assert (ids(2), ids(1)) == (inside, _publisher.current())
+
+
 # --- Context.run -----------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +117,37 @@ def test_run_that_raises(table):
         with pytest.raises(KeyError) as caught:
             holding(2).run(fail)
         assert caught.value is error
+        assert ids(1) == _publisher.current()
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_run_that_raises_with_a_measured_span(table, off):
+    """The account of the context that is left is settled without touching the application's exception."""
+
+    def fail():
+        _publisher.begin(Measured())
+        now = time.monotonic_ns()
+        table.switched(on_since=now - 1000, times=(0,) * 9, off_since=now if off else 0)
+        raise KeyError("mine")
+
+    with following(OF_RUN) as app, span(app.runtime, 1), pytest.raises(KeyError, match="mine"):
+        contextvars.copy_context().run(fail)
+
+
+class Measured:
+    """As much of an SDK's span as the breakdown needs."""
+
+    _start_time = time.time_ns()
+    _context = SpanContext(5, 6, False)
+
+
+def test_fork_within_a_context_that_nobody_was_told_of(table):
+    """A child of a bare clone(2) that leaves the context that it was born in writes nothing where the table was."""
+    with following(OF_RUN) as app, span(app.runtime, 1):
+        pid = contextvars.copy_context().run(clone)
+        if pid == 0:
+            os._exit(0)
+        assert 0 == os.waitpid(pid, 0)[1]
         assert ids(1) == _publisher.current()
 
 
@@ -254,7 +301,7 @@ def test_auto(table, runtime_of_opentelemetry):
     hooks.install(lambda: None)
     names = {hook.name for hook in switches.hooks() if hook.on}
 
-    assert ({"watcher", "greenlet"} if OF_RUN == "watcher" else {"run", "enter", "greenlet"}) == names
+    assert ({"set", "watcher", "greenlet"} if OF_RUN == "watcher" else {"set", "run", "enter", "greenlet"}) == names
     assert _publisher.current() is None
     assert Context() == otel.get_current()
     hooks.uninstall()
@@ -278,7 +325,7 @@ def test_chosen(table, runtime_of_opentelemetry, wanted):
     """The setting names the hooks that are installed."""
     hooks.install(lambda: None, [wanted])
 
-    assert ({wanted} - {"none"}) == {hook.name for hook in switches.hooks() if hook.on}
+    assert ({"set", wanted} - {"none"}) == {hook.name for hook in switches.hooks() if hook.on}
 
 
 @pytest.mark.parametrize("name", [OF_RUN, "greenlet"])
@@ -295,6 +342,73 @@ def test_failed_trial(table, runtime_of_opentelemetry, monkeypatch, caplog, name
     assert not found[name].on
     assert found[name].detail.startswith("self-test failed")
     assert 1 == len([record for record in caplog.records if repr(name) in record.getMessage()])
+
+
+@pytest.mark.parametrize("seen", [None, b"of another span"])
+def test_trial_of_eager_tasks(table, runtime_of_opentelemetry, monkeypatch, seen):
+    """Where eager tasks are out of reach, the hook stays for uvloop; where it publishes a wrong span, it goes."""
+    monkeypatch.setattr(switches, "_told", set())
+    monkeypatch.setitem(switches._TRIALS, "enter", lambda variable: (b"one", seen))
+    token = otel.attach(context(1))
+    hooks.install(lambda: None, ["enter"])
+    [hook] = [hook for hook in switches.hooks() if hook.name == "enter"]
+
+    assert (seen is None) == hook.on
+    assert ("eager tasks: not on this build" in hook.detail) == hook.on
+    assert ids(1) == _publisher.current()
+    otel.detach(token)
+
+
+def test_variable_that_cannot_be_followed(table, runtime_of_opentelemetry, caplog, monkeypatch):
+    """Where ContextVar.set is not followed, nothing is published: no stamp shows what is set past OpenTelemetry."""
+
+    def fail(*args):
+        raise RuntimeError("ContextVar.set was replaced by somebody else")
+
+    monkeypatch.setattr(switches, "_told", set())
+    token = otel.attach(context(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(_publisher, "follow", fail)
+        for _ in range(2):
+            hooks.install(lambda: None)
+            shown = {hook.name: hook for hook in trial._wanted()}
+            inside = otel.attach(context(2))
+            found = table.fresh()
+            otel.detach(inside)
+            hooks.uninstall()
+    hooks.install(lambda: None)
+
+    assert [] == found
+    assert ["set"] == list(shown)
+    assert "nothing is published" in shown["set"].detail
+    assert 1 == len([record for record in caplog.records if "ContextVar.set" in record.getMessage()])
+    assert ids(1) == _publisher.current()
+    otel.detach(token)
+
+
+class Derived(ContextVarsRuntimeContext):
+    """A vendor's runtime context that keeps OpenTelemetry's variable."""
+
+
+def test_derived_runtime_context(table, runtime_of_opentelemetry):
+    """Whoever sets a derived runtime context's variable itself makes what is published unknown, not wrong."""
+    otel._RUNTIME_CONTEXT = derived = Derived()
+    hooks.install(lambda: None)
+    token = otel.attach(context(1))
+    attached = _publisher.current()
+    variable = derived._current_context
+    set_itself = variable.set(context(2))
+    found = [table.fresh()]
+    inner = otel.attach(context(3))
+    found.append(table.fresh())
+    otel.detach(inner)
+    variable.reset(set_itself)
+    found.append(table.fresh())
+    otel.detach(token)
+
+    assert ids(1) == attached
+    assert [[], [3], []] == found
+    assert ["set"] == [hook.name for hook in switches.hooks() if hook.on]
 
 
 class Vendor:

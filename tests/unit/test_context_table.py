@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import contextvars
-import ctypes
 import os
-import signal
 import sys
 import threading
 
 import pytest
-from context_support import GONE, SPAN_ID, context, in_thread, published, until
+from context_support import GONE, SPAN_ID, bare_fork, context, in_thread, published, stamp_now, until
 from opentelemetry.trace.propagation import _SPAN_KEY
 
 from ebpftrace.context import _publisher
@@ -104,10 +102,60 @@ def test_thread_that_outlives_the_table(runtime):
     assert not thread.is_alive()
 
 
-def stamp_now(slot):
-    """ebt_stamp() of what the stamp's address says now."""
-    context, switches, thread = (ctypes.c_uint64 * 3).from_address(slot.stamp_addr)
-    return (context + switches * 0x9E3779B97F4A7C15 + thread * 0xC13FA9A902A6328F) % 2**64
+def test_same_slots_again(table, runtime):
+    """A thread that publishes in slots that were mapped again changes what it has left there."""
+    token = runtime.attach(context(9))
+    assert [9] == table.fresh()
+    table.rearm()
+    assert [9] == table.fresh()
+    assert _publisher.current() is None  # it has not looked at the new table yet
+    runtime.detach(token)
+
+    assert [] == table.fresh()
+
+
+def test_better_slot_among_the_same(table, runtime):
+    """A thread that takes an earlier slot when its table is mapped again leaves nothing in the one it had."""
+    token = runtime.attach(context(9))
+    table.move_slot()
+    assert [9] == table.fresh()
+    table.rearm()
+    runtime.detach(token)
+
+    assert 1 == table.owners().count(threading.get_native_id())
+    assert [] == table.fresh()
+
+
+def test_thread_that_ends_after_the_table_was_mapped_again(table, runtime):
+    """Its slot is given back, though it never came to the new table."""
+
+    def work():
+        runtime.attach(context(9))
+        table.rearm()
+        return threading.get_native_id()
+
+    tid = in_thread(work)
+
+    assert until(lambda: tid not in table.owners())
+    assert GONE in table.owners()
+
+
+def test_rearm_that_fails(table, runtime):
+    """A descriptor that cannot be mapped leaves the table that there was."""
+    runtime.attach(context(9))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _publisher.rearm(-1, -1)
+
+    assert [9] == table.fresh()
+
+
+def test_disarm_takes_back(table, runtime):
+    """What is published when the publisher stops is published no more: nobody will change it."""
+    token = runtime.attach(context(9))
+    _publisher.disarm()
+    assert [] == table.fresh()
+    runtime.detach(token)
+    assert threading.get_native_id() in table.owners()
 
 
 def test_room_again(table, runtime):
@@ -152,8 +200,8 @@ def test_stamp(runtime):
     runtime.attach(context())
     slot = published()
 
-    assert slot.stamp == stamp_now(slot)
-    assert slot.stamp != contextvars.copy_context().run(stamp_now, slot)
+    assert slot.stamp == stamp_now(slot.stamp_addr)
+    assert slot.stamp != contextvars.copy_context().run(stamp_now, slot.stamp_addr)
 
 
 def test_fork(table, runtime):
@@ -182,23 +230,19 @@ def test_fork_that_nobody_was_told_of(table, runtime):
     """A child of a bare clone(2), which runs no fork handlers, writes nothing, and can have a table of its own."""
     runtime.attach(context(1))
     before = bytes(table.memory)
-    clone = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
-    pid = ctypes.PyDLL(None).syscall(clone, int(signal.SIGCHLD), 0, 0, 0, 0)
-    if pid == 0:
-        code = 1
-        try:
-            unarmed = not _publisher.armed() and _publisher.slot_bytes() is None
-            runtime.attach(context(2))
-            in_parents_table = before != bytes(table.memory)
-            _publisher.disarm()
-            table.arm()
-            runtime.attach(context(3))
-            code = 0 if unarmed and not in_parents_table and published().span_id == 3 else 2
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
 
-    assert 0 == status
+    def child():
+        unarmed = not _publisher.armed() and _publisher.slot_bytes() is None
+        runtime.attach(context(2))
+        in_parents_table = before != bytes(table.memory)
+        _publisher.disarm()
+        table.arm()
+        runtime.attach(context(3))
+        assert unarmed
+        assert not in_parents_table
+        assert 3 == published().span_id
+
+    assert 0 == bare_fork(child)
     assert 1 == published().span_id
 
 
