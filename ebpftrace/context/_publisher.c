@@ -406,9 +406,13 @@ static PyObject *set_default_mask(PyObject *Py_UNUSED(module), PyObject *mask)
 
 static PyObject *silence(PyObject *Py_UNUSED(module), PyObject *on)
 {
-	state.silent = PyObject_IsTrue(on) == 1;
-	if (state.silent)
-		publish_nothing();
+	int silent = PyObject_IsTrue(on);
+
+	if (silent < 0)
+		return NULL;
+	state.silent = silent;
+	if (silent)
+		table_clear();
 	Py_RETURN_NONE;
 }
 

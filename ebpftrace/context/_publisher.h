@@ -168,6 +168,8 @@ PyObject *table_slot_bytes(PyObject *module, PyObject *ignored);
 
 /* In the child of a bare clone(2), of which nobody is told: forget what is not there, before it is used. */
 void table_check(void);
+/* Take back what any thread has published. */
+void table_clear(void);
 
 /* What _otel_ctx.c does for readers of OTEP 4947 when this thread gets a slot, gives it back... */
 void otel_point(struct ebt_slot *slot);

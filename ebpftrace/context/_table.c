@@ -199,6 +199,15 @@ static void slots_clear(struct ebt_slot *slots)
 	}
 }
 
+void table_clear(void)
+{
+	table_check();
+	pthread_mutex_lock(&table_lock);
+	if (table.slots)
+		slots_clear(table.slots);
+	pthread_mutex_unlock(&table_lock);
+}
+
 /* Put another table in place, or none; `clear`: what threads have published in the one before is over. */
 static void table_replace(struct mapped mapped, long long clock_offset, bool clear)
 {

@@ -10,7 +10,7 @@ import time
 
 import opentelemetry.context as otel
 import pytest
-from context_support import clone, context, in_thread, published
+from context_support import clone, context, in_thread, published, runtime_context
 from opentelemetry.context.context import Context
 from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.trace import SpanContext, TraceFlags
@@ -367,6 +367,8 @@ def test_variable_that_cannot_be_followed(table, runtime_of_opentelemetry, caplo
 
     monkeypatch.setattr(switches, "_told", set())
     token = otel.attach(context(1))
+    runtime_context().attach(context(7))
+    assert [7] == table.fresh()
     with monkeypatch.context() as patch:
         patch.setattr(_publisher, "follow", fail)
         for _ in range(2):
