@@ -6,13 +6,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
+from context_support import context
 from otep_app import Application
 
-from ebpftrace.context import _publisher
+from ebpftrace.context import _publisher, hooks
 from ebpftrace.errors import UnsupportedError
-from ebpftrace.runtime import session
+from ebpftrace.runtime import by_agent, session
+from ebpftrace.runtime.process_context import ProcessContext
 from ebpftrace.settings import resolve
 
 CHILD = """
@@ -119,6 +122,30 @@ def test_second_session(table, monkeypatch):
 
     assert "publishes already" in reason
     assert _publisher.armed()
+
+
+def test_agent_that_comes_back(table, runtime):
+    """Slots that an agent kept keep what is published over its restart, and are changed by their threads afterwards."""
+    side = by_agent.AgentSide(resolve({}), lambda bits: None, lambda: None)
+    shared = SimpleNamespace(slots=table.slots_fd, lines=table.lines_fd, close=lambda: None)
+    link = SimpleNamespace(welcome=SimpleNamespace(token="", programs={}), table=shared)
+    token = runtime.attach(context(9))
+    assert side._adopt(link)
+    found = table.fresh()
+    runtime.detach(token)
+
+    assert ([9], []) == (found, table.fresh())
+
+
+def test_order_of_the_end(table, monkeypatch):
+    """The hooks go after the table: until then, they keep right what programs find."""
+    armed = []
+    monkeypatch.setattr(hooks, "uninstall", lambda: armed.append(_publisher.armed()))
+    ending = session.Session(resolve({"agent_socket": "none"}))
+    ending._context = ProcessContext()
+    ending.stop()
+
+    assert [False] == armed
 
 
 def test_restart_at_exit(monkeypatch, caplog):
