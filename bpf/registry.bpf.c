@@ -27,9 +27,26 @@ struct pid___tasks {
 	struct hlist_head tasks[4];
 };
 
+/* Structures of one member: what kuid_t, kgid_t and kernel_cap_t are, whatever that member is called. */
+struct cred_id {
+	__u32 number;
+};
+
+struct cred_caps {
+	__u64 bits;
+};
+
+struct cred {
+	struct cred_id euid;
+	struct cred_id egid;
+	struct cred_caps cap_permitted;
+};
+
 struct task_struct___peer {
 	struct hlist_node pid_links[4];
 	__u64 start_boottime;
+	__u64 self_exec_id; /* 64 bits since 5.7 (d1e7fd6462ca); no program runs at once before 5.10 */
+	const struct cred *cred;
 };
 
 struct file___private {
@@ -42,6 +59,7 @@ struct socket {
 
 struct sock {
 	struct pid *sk_peer_pid;
+	const struct cred *sk_peer_cred;
 };
 
 struct seq_file;
@@ -84,33 +102,61 @@ static __always_inline struct file *file_of(__u32 fd)
 	return file;
 }
 
-static __always_inline __u64 started(struct pid *pid)
+/* The first thread of the process; NULL when it has ended. */
+static __always_inline struct task_struct___peer *leader(struct pid *pid)
 {
 	struct pid___tasks *of = (void *)pid;
 	struct hlist_node *first = NULL;
-	void *task;
 
 	bpf_probe_read_kernel(&first, sizeof(first),
 			      (void *)of + bpf_core_field_offset(of->tasks) +
 				      PIDTYPE_TGID * bpf_core_type_size(struct hlist_head));
 	if (!first)
-		return 0; /* it has ended */
-	task = (void *)first - bpf_core_field_offset(struct task_struct___peer, pid_links) -
+		return NULL;
+	return (void *)first - bpf_core_field_offset(struct task_struct___peer, pid_links) -
 	       PIDTYPE_TGID * bpf_core_type_size(struct hlist_node);
-	return BPF_CORE_READ((struct task_struct___peer *)task, start_boottime);
+}
+
+struct privileges {
+	__u64 caps;
+	__u32 uid, gid;
+};
+
+static __always_inline void read_privileges(struct privileges *found, const struct cred *cred)
+{
+	const void *at = cred;
+
+	bpf_probe_read_kernel(&found->caps, sizeof(found->caps),
+			      at + bpf_core_field_offset(struct cred, cap_permitted));
+	bpf_probe_read_kernel(&found->uid, sizeof(found->uid),
+			      at + bpf_core_field_offset(struct cred, euid));
+	bpf_probe_read_kernel(&found->gid, sizeof(found->gid),
+			      at + bpf_core_field_offset(struct cred, egid));
+}
+
+static __always_inline bool differ(const struct cred *one, const struct cred *other)
+{
+	struct privileges first = {}, second = {};
+
+	read_privileges(&first, one);
+	read_privileges(&second, other);
+	return first.uid != second.uid || first.gid != second.gid || first.caps != second.caps;
 }
 
 /*
  * Never attached: run by BPF_PROG_TEST_RUN in the agent's context, with a socket
  * of the agent's.  SO_PEERCRED has the peer's id in the agent's pid namespace;
  * `processes` wants it as the kernel has it.  And the socket refers to the
- * process itself, so no other one that got its id since is taken for it.
+ * process itself, so no other one that got its id since is taken for it.  It also
+ * says what of it can change: a process that connects may leave the socket to a
+ * child and execute a binary of another user.
  */
 SEC("raw_tp")
 int identify_peer(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct ebt_registry_peer *peer;
 	struct file *file = file_of((__u32)ctx->args[0]);
+	struct task_struct___peer *task;
 	struct socket *socket;
 	struct pid *pid;
 	__u32 zero = 0;
@@ -119,19 +165,21 @@ int identify_peer(struct bpf_raw_tracepoint_args *ctx)
 	peer = bpf_map_lookup_elem(&peers, &zero);
 	if (!peer)
 		return 0;
-	peer->tgid = 0;
-	peer->started_ns = 0;
+	__builtin_memset(peer, 0, sizeof(*peer));
 	if (!file)
 		return 0;
 	socket = BPF_CORE_READ((struct file___private *)file, private_data);
 	pid = socket ? BPF_CORE_READ(socket, sk, sk_peer_pid) : NULL;
-	if (!pid)
+	task = pid ? leader(pid) : NULL;
+	if (!task)
 		return 0;
 	bpf_probe_read_kernel(&tgid, sizeof(tgid),
 			      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
 				      bpf_core_field_offset(struct upid, nr));
 	peer->tgid = (__u32)tgid;
-	peer->started_ns = started(pid);
+	peer->started_ns = BPF_CORE_READ(task, start_boottime);
+	peer->exec_id = BPF_CORE_READ(task, self_exec_id);
+	peer->changed = differ(BPF_CORE_READ(task, cred), BPF_CORE_READ(socket, sk, sk_peer_cred));
 	return 0;
 }
 

@@ -8,8 +8,9 @@
 /* The process at the other end of a socket. */
 struct ebt_registry_peer {
 	__u64 started_ns; /* since boot; 0 = it has ended */
+	__u64 exec_id; /* another one after each exec */
 	__u32 tgid; /* as the kernel has it; 0 = none */
-	__u32 pad;
+	__u32 changed; /* its privileges are not those that it connected with */
 };
 
 /* A process with a table has executed another binary. */
@@ -19,7 +20,7 @@ struct ebt_registry_exec {
 	__u32 pad;
 };
 
-_Static_assert(sizeof(struct ebt_registry_peer) == 16, "agent/registry_kernel.py");
+_Static_assert(sizeof(struct ebt_registry_peer) == 24, "agent/registry_kernel.py");
 _Static_assert(sizeof(struct ebt_registry_exec) == 16, "agent/registry_kernel.py");
 
 #endif

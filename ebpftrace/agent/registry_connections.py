@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ebpftrace.agent.logs import fields
-from ebpftrace.agent.registry_desk import RefusalError
+from ebpftrace.agent.registry_desk import Accepted, RefusalError
 from ebpftrace.agent.registry_limits import HALF_OPEN, HALF_OPEN_OF_USER, HELLO_S, Lines
-from ebpftrace.agent.registry_peer import peer_of, pidfd_of
+from ebpftrace.agent.registry_peer import CREDENTIALS_SPACE, peer_of, pidfd_of, sender_of
 from ebpftrace.context.registration import MAX_HELLO, Programs, ProtocolError, decode_hello, encode
 from ebpftrace.spans.clock import namespace_offset_ns
 
@@ -41,7 +41,7 @@ _FRIENDLY = frozenset({errno.EAGAIN, errno.ECONNABORTED, errno.EINTR})
 class _Connection:
     socket: socket.socket
     peer: Peer
-    accepted_ns: int
+    accepted: Accepted
     deadline: float
     entry: Registered | None = None
     pidfd: int = -1
@@ -68,6 +68,7 @@ class Connections:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = max(HALF_OPEN, (soft - _OTHER_FDS) // _FDS_EACH)
         self.count = 0
+        desk.drop_earlier = self._drop_earlier
 
     def serve(self, epoll: select.epoll) -> None:
         """Have `epoll` tell of connections from now on."""
@@ -105,6 +106,10 @@ class Connections:
         entry = self._desk.find(tgid)
         if entry is not None and entry.accepted_ns <= when_ns:
             self._drop(self._open[entry.connection], "exec")
+
+    def _drop_earlier(self, entry: Registered) -> None:
+        """A process registers once more: else its connections would pile up."""
+        self._drop(self._open[entry.connection], "replaced")
 
     def tell_programs(self) -> None:
         """Tell everybody which programs act."""
@@ -164,7 +169,8 @@ class Connections:
             made.close()
             return
         now = time.monotonic()
-        connection = _Connection(made, peer, time.monotonic_ns() - self._ahead_ns, now + HELLO_S)
+        accepted = Accepted(time.monotonic_ns() - self._ahead_ns, self._desk.identify(made.fileno(), peer))
+        connection = _Connection(made, peer, accepted, now + HELLO_S)
         self._open[made.fileno()] = self._waiting[made.fileno()] = connection
         self._half_open[peer.uid] += 1
         self.count += 1
@@ -172,12 +178,11 @@ class Connections:
 
     def _read(self, connection: _Connection) -> None:
         try:
-            # no room for descriptors: the kernel closes those that are sent
-            data, _, flags, _ = connection.socket.recvmsg(MAX_HELLO + 1)
+            data, ancillary, flags, _ = connection.socket.recvmsg(MAX_HELLO + 1, CREDENTIALS_SPACE)
         except BlockingIOError:
             return
         except OSError:
-            data, flags = b"", 0
+            data, ancillary, flags = b"", [], 0
         if not data:
             self._drop(connection, "closed")
         elif connection.entry is not None:
@@ -185,6 +190,8 @@ class Connections:
             self._drop(connection, "protocol")
         elif flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             self._refuse(connection, "protocol", f"a hello has {MAX_HELLO} bytes at most, and no descriptors")
+        elif sender_of(ancillary) != connection.peer.pid:
+            self._refuse(connection, "protocol", "the hello is not from the process that connected")
         else:
             self._register(connection, data)
 
@@ -192,7 +199,7 @@ class Connections:
         number = connection.socket.fileno()
         try:
             hello = decode_hello(data)
-            found = self._desk.register(hello, connection.peer, number, connection.accepted_ns)
+            found = self._desk.register(hello, connection.peer, number, connection.accepted)
         except ProtocolError as error:
             self._refuse(connection, "protocol", str(error)[:500])
             return
@@ -203,7 +210,9 @@ class Connections:
         self._no_longer_waiting(connection)
         connection.entry = entry
         try:
-            if _send(connection.socket, encode(answer), table):
+            if not self._desk.holds(entry, number, connection.peer):
+                self._drop(connection, "exec")
+            elif _send(connection.socket, encode(answer), table):
                 self._watch(connection)
             else:
                 self._drop(connection, "closed")

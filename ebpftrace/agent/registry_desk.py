@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ebpftrace._version import version
 from ebpftrace.agent.logs import fields
+from ebpftrace.agent.registry_kernel import Identity
 from ebpftrace.agent.registry_limits import Accounts, Rates
 from ebpftrace.agent.registry_peer import cgroups_of
 from ebpftrace.agent.registry_pins import Owner
@@ -21,7 +22,7 @@ from ebpftrace.context.registration import PROTOCOL, Hello, Refused, Welcome
 from ebpftrace.errors import BpfError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ebpftrace.agent.registry_kernel import RegistryKernel
     from ebpftrace.agent.registry_limits import Quotas
@@ -55,6 +56,20 @@ class Registered:
     table: int
     connection: int
     accepted_ns: int
+    exec_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """How a connection was when it was accepted.
+
+    Args:
+        when_ns: by CLOCK_MONOTONIC.
+        identity: of the process at the other end.
+    """
+
+    when_ns: int
+    identity: Identity
 
 
 class Desk:
@@ -72,6 +87,7 @@ class Desk:
         registered: registrations so far.
         refused: by reason.
         forgotten: by reason.
+        drop_earlier: called with what is registered of a process that registers once more.
     """
 
     def __init__(self, policy: Policy, quotas: Quotas, core: Core, kernel: RegistryKernel, pins: Pins | None) -> None:
@@ -87,6 +103,7 @@ class Desk:
         self._rates = Rates()
         self._by_tgid: dict[int, Registered] = {}
         self.sees_all = _same_ids(core)
+        self.drop_earlier: Callable[[Registered], None] = lambda entry: self.forget(entry, "replaced")
 
     @property
     def count(self) -> int:
@@ -103,7 +120,7 @@ class Desk:
         return Refused(reason, text)
 
     def register(
-        self, hello: Hello, peer: Peer, connection: int, accepted_ns: int
+        self, hello: Hello, peer: Peer, connection: int, accepted: Accepted
     ) -> tuple[Registered, Welcome, Table]:
         """Give the process at the other end of a connection a table, and put that in force.
 
@@ -111,7 +128,7 @@ class Desk:
             hello: what it said.
             peer: who it is.
             connection: the socket.
-            accepted_ns: when it was accepted, by CLOCK_MONOTONIC.
+            accepted: when it was accepted.
 
         Returns:
             What is registered, the answer, and the table, which is the caller's to close.
@@ -120,10 +137,11 @@ class Desk:
             RefusalError: it gets none.
         """
         self._check(hello, peer)
-        owner = self._identify(connection, peer, hello.token)
+        found = self._same(connection, peer, accepted.identity)
+        owner = Owner(found.tgid, found.started_ns, peer.uid, hello.token)
         earlier = self._by_tgid.get(owner.tgid)
         if earlier is not None:
-            self.forget(earlier, "replaced")
+            self.drop_earlier(earlier)
         kept = self._pins.take(owner) if self._pins is not None and hello.token else None
         try:
             if kept is None:
@@ -139,7 +157,7 @@ class Desk:
             raise RefusalError("failed", f"the agent could not enter a context table: {error}") from error
         if self._pins is not None and kept is None:
             self._pins.keep(owner, table)
-        entry = Registered(owner, table.id, connection, accepted_ns)
+        entry = Registered(owner, table.id, connection, accepted.when_ns, found.exec_id)
         self._by_tgid[owner.tgid] = entry
         self.accounts.add(table.id, peer.uid)
         self.registered += 1
@@ -162,15 +180,34 @@ class Desk:
         if not self._rates.take(peer.uid):
             raise RefusalError("rate", f"user {peer.uid} registers processes too fast; this one tries again")
 
-    def _identify(self, connection: int, peer: Peer, token: str) -> Owner:
+    def identify(self, connection: int, peer: Peer) -> Identity:
+        """Return which process connected, and what it is now."""
         try:
-            tgid, started_ns = self._kernel.identify(connection)
+            return self._kernel.identify(connection)
         except BpfError as error:
             logger.debug("the kernel does not tell who is at a socket (%s); taking SO_PEERCRED", error)
-            tgid, started_ns = peer.pid, 0
-        if tgid <= 0:
+            return Identity(peer.pid, 0, 0, changed=False)
+
+    def _same(self, connection: int, peer: Peer, accepted: Identity) -> Identity:
+        """The process that connected, still with the binary and the privileges that it connected with."""
+        found = self.identify(connection, peer)
+        if found.tgid <= 0:
             raise RefusalError("gone", "the process that connected has ended")
-        return Owner(tgid, started_ns, peer.uid, token)
+        if found.changed or found != accepted:
+            raise RefusalError(
+                "gone", "the process that connected has executed another binary, or has other privileges, since"
+            )
+        return found
+
+    def holds(self, entry: Registered, connection: int, peer: Peer) -> bool:
+        """Is a registered process still running the binary that it registered with?
+
+        An exec before the table was in force is not told by the kernel; one after that is.
+        """
+        found = self.identify(connection, peer)
+        return (found.tgid, found.started_ns, found.exec_id) == (
+            entry.owner.tgid, entry.owner.started_ns, entry.exec_id,
+        )  # fmt: skip
 
     def _check_room(self, peer: Peer) -> None:
         reason, text = self.accounts.why_not(peer.uid)

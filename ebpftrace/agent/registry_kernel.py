@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ebpftrace.errors import BpfError
 from ebpftrace.kernel.object import BpfObject, iterate
@@ -20,9 +20,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ebpftrace.agent.registry")
 
 _STEM = "registry"
-_PEER = struct.Struct("=QII")  # bpf/registry.h: struct ebt_registry_peer
+_PEER = struct.Struct("=QQII")  # bpf/registry.h: struct ebt_registry_peer
 _EXEC = struct.Struct("=QII")  # struct ebt_registry_exec
 _RING_BYTES = 64 * 1024
+
+
+class Identity(NamedTuple):
+    """A process, as the kernel knows it.
+
+    Args:
+        tgid: its id outside of all pid namespaces; 0 = it has ended.
+        started_ns: since boot; 0 = not known.
+        exec_id: another one after each exec.
+        changed: it has another user, group or capabilities than when it connected.
+    """
+
+    tgid: int
+    started_ns: int
+    exec_id: int
+    changed: bool
 
 
 class RegistryKernel:
@@ -59,22 +75,19 @@ class RegistryKernel:
             logger.warning("tables that applications keep after they have left are counted by time: %s", error)
             return None
 
-    def identify(self, fd: int) -> tuple[int, int]:
-        """Return the kernel's id of the process at the other end of a socket, and when it started.
+    def identify(self, fd: int) -> Identity:
+        """Return which process connected at the other end of a socket.
 
         Args:
             fd: the socket.
-
-        Returns:
-            tgid, and ns since boot; zeros when that process has ended.
 
         Raises:
             BpfError: this kernel runs no program at once (before 5.10).
         """
         self._object.run_once("identify_peer", fd)
         found = self._peers.lookup(bytes(4)) or bytes(_PEER.size)
-        started_ns, tgid, _ = _PEER.unpack(found)
-        return (tgid, started_ns) if started_ns else (0, 0)
+        started_ns, exec_id, tgid, changed = _PEER.unpack(found)
+        return Identity(tgid if started_ns else 0, started_ns, exec_id, bool(changed))
 
     @property
     def ring(self) -> Map:

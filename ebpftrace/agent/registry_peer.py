@@ -8,8 +8,12 @@ import os
 import socket
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ebpftrace.agent.registry_policy import Peer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 logger = logging.getLogger("ebpftrace.agent.registry")
 
@@ -37,6 +41,18 @@ def _groups(connection: socket.socket) -> tuple[int, ...]:
         logger.debug("the supplementary groups of a peer are not known: %s", error.strerror)
         return ()
     return struct.unpack(f"={len(raw) // 4}I", raw)
+
+
+CREDENTIALS_SPACE = socket.CMSG_LEN(_CREDENTIALS.size)
+"""Bytes for the sender's credentials, and none for descriptors: the kernel closes those that are sent."""
+
+
+def sender_of(ancillary: Iterable[tuple[int, int, bytes]]) -> int | None:
+    """Return the id of the process that sent a packet, in this pid namespace; None when the kernel did not say."""
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(content) == _CREDENTIALS.size:
+            return int(_CREDENTIALS.unpack(content)[0])
+    return None
 
 
 def cgroups_of(pid: int) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ def listen(path: Path) -> socket.socket:
         _clear(path)
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
+            # connections inherit it: who sends a hello has to be who connected
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             made.bind(str(path))
             path.chmod(_SOCKET_MODE)
             made.listen(_BACKLOG)

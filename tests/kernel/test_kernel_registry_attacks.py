@@ -8,6 +8,7 @@ import mmap
 import os
 import resource
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -307,7 +308,7 @@ def test_slow_reader():
 
 
 def test_pid_of_sender():
-    """The process that connected is registered, whoever sends the hello."""
+    """A hello from another process than the one that connected is refused, and registers neither."""
 
     def connects(path):
         connection = connect(path)
@@ -320,6 +321,82 @@ def test_pid_of_sender():
         connection.close()
 
     with registrar() as agent, Child(connects, agent.path) as child:
-        child.next()
+        said = child.next()
 
-        assert {child.pid} == agent.in_force()
+        assert "not from the process that connected" in said
+        assert set() == agent.in_force()
+
+
+def connects_then_executes(path):
+    """Connect, execute another binary with the connection left open, and have that say hello."""
+    connection = connect(path)
+    connection.set_inheritable(True)
+    yield "connected"
+    code = f"import os; os.write({connection.fileno()}, {hello()!r}); os.read({connection.fileno()}, 16384)"
+    os.execv(sys.executable, [sys.executable, "-c", code])
+
+
+def test_exec_before_hello():
+    """A process that executed another binary after it had connected gets no table for it."""
+    with registrar() as agent, Child(connects_then_executes, agent.path, uid=0) as child:
+        child.next()
+        machine.until(lambda: agent.snapshot().connections == 1)
+        os.write(child._commands, b"x")
+        machine.until(lambda: agent.snapshot().connections == 0)
+
+        assert 1 == agent.snapshot().refused["gone"]
+        assert 0 == agent.snapshot().registered
+
+
+def test_privileges_changed():
+    """A process that has other privileges than when it connected gets no table."""
+
+    def drops(path):
+        connection = connect(path)
+        os.setresuid(OTHER, OTHER, OTHER)
+        yield ask(connection, hello())[0]
+
+    with registrar() as agent, Child(drops, agent.path, uid=0) as child:
+        said = child.next()
+
+        assert ("refused", "gone") == (said["type"], said["reason"])
+        assert "other privileges" in said["text"]
+
+
+def test_exec_while_registering():
+    """A process that executes another binary while its table is put in force has none in the end."""
+    with registrar() as agent:
+        desk = agent.registry._desk
+        put = desk._tables.put
+
+        def then_executed(tgid, table):
+            put(tgid, table)
+            found = desk.identify
+            desk.identify = lambda *args: found(*args)._replace(exec_id=0)
+
+        desk._tables.put = then_executed
+        answer, _ = once(lambda: ask(connect(agent.path), hello()))
+        machine.until(lambda: agent.snapshot().connections == 0)
+        in_force, snapshot = agent.in_force(), agent.snapshot()
+
+    assert None is answer
+    assert set() == in_force
+    assert (1, 0) == (snapshot.forgotten["exec"], snapshot.connections)
+
+
+def test_many_connections():
+    """A process that registers again and again has one connection: the earlier ones are closed."""
+
+    def again(path):
+        made = [connect(path) for _ in range(8)]
+        yield [ask(each, hello())[0]["type"] for each in made]
+        yield [each.recv(1) == b"" for each in made[:-1]]
+
+    with registrar() as agent, Child(again, agent.path) as child:
+        said = child.next()
+        snapshot = agent.snapshot()
+        closed = child.next()
+
+    assert ["welcome"] * 8 == said
+    assert [True] * 7 == closed
+    assert (1, 1, 7) == (snapshot.connections, snapshot.processes, snapshot.forgotten["replaced"])
