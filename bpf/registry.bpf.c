@@ -68,6 +68,7 @@ struct bpf_map {
 	__u32 id;
 	enum bpf_map_type map_type;
 	__u32 value_size;
+	__u32 max_entries;
 };
 
 struct bpf_iter_meta {
@@ -204,15 +205,15 @@ int BPF_PROG(registered_exec, struct task_struct *task)
 	return 0;
 }
 
-/* Read like a file: the ids of all maps that may be tables, whoever holds them. */
+/* Read like a file: the ids of all maps that may be slots or lines of tables, whoever holds them. */
 SEC("iter/bpf_map")
 int tables_held(struct bpf_iter__bpf_map *ctx)
 {
 	struct bpf_map *map = ctx->map;
 	__u32 id;
 
-	if (!map || map->map_type != BPF_MAP_TYPE_ARRAY ||
-	    map->value_size != sizeof(struct ebt_slot))
+	if (!map || map->map_type != BPF_MAP_TYPE_ARRAY || map->max_entries != EBT_TABLE_SLOTS ||
+	    (map->value_size != sizeof(struct ebt_slot) && map->value_size != sizeof(struct ebt_line)))
 		return 0;
 	id = map->id;
 	bpf_seq_write(ctx->meta->seq, &id, sizeof(id));

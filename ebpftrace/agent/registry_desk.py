@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ebpftrace.agent.registry_limits import Quotas
     from ebpftrace.agent.registry_pins import Pins
     from ebpftrace.agent.registry_policy import Peer, Policy
+    from ebpftrace.agent.registry_tables import Ids
     from ebpftrace.programs.core import Core
 
 logger = logging.getLogger("ebpftrace.agent.registry")
@@ -53,7 +54,7 @@ class Registered:
     """A process with a table in force."""
 
     owner: Owner
-    table: int
+    table: Ids
     connection: int
     accepted_ns: int
     exec_id: int
@@ -157,9 +158,9 @@ class Desk:
             raise RefusalError("failed", f"the agent could not enter a context table: {error}") from error
         if self._pins is not None and kept is None:
             self._pins.keep(owner, table)
-        entry = Registered(owner, table.id, connection, accepted.when_ns, found.exec_id)
+        entry = Registered(owner, table.ids, connection, accepted.when_ns, found.exec_id)
         self._by_tgid[owner.tgid] = entry
-        self.accounts.add(table.id, peer.uid)
+        self.accounts.add(table.ids, peer.uid)
         self.registered += 1
         logger.info(
             "a process registered",

@@ -108,7 +108,7 @@ class RegistryKernel:
         return sum(read_drops(self._object).values())
 
     def held(self) -> set[int] | None:
-        """Return the ids of all maps in the kernel that may be tables; None where it does not tell."""
+        """Return the ids of all maps in the kernel that may be slots or lines; None where it does not tell."""
         if self._held is None:
             return None
         try:

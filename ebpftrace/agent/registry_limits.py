@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ebpftrace.agent.registry_tables import Ids
+
 HALF_OPEN = 64
 """Connections that have said nothing yet."""
 
@@ -88,12 +90,12 @@ def _filled(bucket: tuple[float, float], now: float) -> float:
 class Accounts:
     """The tables that count for each user: those in force, and those that an application keeps though it has left.
 
-    A table that is out of force can do no harm, but its memory is the agent's. So it counts until the kernel has none
-    of that id any more; where the kernel does not tell, for some minutes.
+    A table that is out of force can do no harm, but its memory is the agent's, of which the lines are four fifths. So
+    it counts until the kernel has neither of its maps any more; where the kernel does not tell, for some minutes.
 
     Args:
         quotas: the most.
-        held: the ids of all tables that the kernel has; None = it does not tell.
+        held: the ids of all slots and lines that the kernel has; None = it does not tell.
     """
 
     def __init__(
@@ -102,8 +104,8 @@ class Accounts:
         self._quotas = quotas
         self._held = held
         self._clock = clock
-        self._users: dict[int, int] = {}  # table: user
-        self._retired: dict[int, float] = {}  # table: since
+        self._users: dict[Ids, int] = {}  # table: user
+        self._retired: dict[Ids, float] = {}  # table: since
         self._of_user: Counter[int] = Counter()
 
     def why_not(self, uid: int) -> tuple[str, str]:
@@ -122,12 +124,12 @@ class Accounts:
     def _over(self, uid: int) -> bool:
         return self._of_user[uid] >= self._quotas.tables_of_user or len(self._users) >= self._quotas.tables
 
-    def add(self, table: int, uid: int) -> None:
+    def add(self, table: Ids, uid: int) -> None:
         """Count a table, in force from now on."""
         self._users[table] = uid
         self._of_user[uid] += 1
 
-    def retire(self, table: int) -> None:
+    def retire(self, table: Ids) -> None:
         """A table is out of force; it counts while somebody has it."""
         self._retired[table] = self._clock()
 
@@ -137,7 +139,7 @@ class Accounts:
             return
         held, old = self._held(), self._clock() - _RETIRED_S
         for table, since in list(self._retired.items()):
-            if (table not in held) if held is not None else since < old:
+            if held.isdisjoint(table) if held is not None else since < old:
                 del self._retired[table]
                 uid = self._users.pop(table)
                 self._of_user[uid] -= 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ebpftrace.errors import BpfError
 from ebpftrace.kernel._native import ffi, lib
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 SLOT_BYTES = int(ffi.sizeof("struct ebt_slot"))
 LINE_BYTES = int(ffi.sizeof("struct ebt_line"))
 SLOTS = int(lib.EBT_TABLE_SLOTS)
+
+
+class Ids(NamedTuple):
+    """The kernel's ids of a table's maps."""
+
+    slots: int
+    lines: int
 
 
 class Table:
@@ -32,7 +39,7 @@ class Table:
     def __init__(self, slots: Map, lines: Map) -> None:
         self.slots = slots
         self.lines = lines
-        self.id = _map_id(slots.fd)
+        self.ids = Ids(_map_id(slots.fd), _map_id(lines.fd))
 
     @classmethod
     def make(cls, slots: Map | None = None) -> Table:

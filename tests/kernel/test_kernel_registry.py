@@ -163,15 +163,18 @@ def test_programs_change():
     assert '{"type":"programs","programs":{"sched":4,"sock":8}}' == said
 
 
-def test_quota_of_user():
-    """Tables that a user keeps after leaving count against the quota until they are really gone."""
+@pytest.mark.parametrize("which", [0, 1], ids=["slots", "lines"])
+def test_quota_of_user(which):
+    """Tables of which a user keeps one map after leaving count against the quota until that is really gone."""
 
     def hoard(path):
         kept = []
         for _ in range(4):
             connection = connect(path)
             answer, fds = ask(connection, hello())
-            kept += fds
+            kept += fds[which : which + 1]
+            for fd in fds[:which] + fds[which + 1 :]:
+                os.close(fd)
             connection.close()
         yield answer
         for fd in kept:

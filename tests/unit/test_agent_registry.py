@@ -10,6 +10,7 @@ import pytest
 from ebpftrace.agent.registry_limits import Accounts, Lines, Quotas, Rates
 from ebpftrace.agent.registry_pins import Owner
 from ebpftrace.agent.registry_policy import Peer, Policy, Rule
+from ebpftrace.agent.registry_tables import Ids
 from ebpftrace.errors import ConfigError
 
 SOMEBODY = Peer(pid=7, uid=1000, gids=(1000, 27), cgroups=("/", "/system.slice/web.service"))
@@ -107,20 +108,22 @@ def test_users_are_bounded():
 
 
 def test_accounts():
-    """A table counts from when it is given until the kernel has it no more."""
-    held = {1, 2, 3}
+    """A table counts from when it is given until the kernel has neither its slots nor its lines any more."""
+    held = {1, 2, 3, 11, 12, 13}
     accounts = Accounts(Quotas(tables=3, tables_of_user=2), lambda: held, Clock())
-    accounts.add(1, 1000)
-    accounts.add(2, 1000)
+    accounts.add(Ids(1, 11), 1000)
+    accounts.add(Ids(2, 12), 1000)
 
     assert "quota" == accounts.why_not(1000)[0]
     assert "" == accounts.why_not(1001)[0]
-    accounts.add(3, 1001)
+    accounts.add(Ids(3, 13), 1001)
     assert "full" == accounts.why_not(1002)[0]
-    accounts.retire(1)
+    accounts.retire(Ids(1, 11))
     assert "quota" == accounts.why_not(1000)[0]
     assert (3, 1) == (accounts.tables, accounts.retired)
     held.remove(1)
+    assert "quota" == accounts.why_not(1000)[0]
+    held.remove(11)
     assert "" == accounts.why_not(1000)[0]
     assert (2, 0) == (accounts.tables, accounts.retired)
 
@@ -129,8 +132,8 @@ def test_accounts_by_time():
     """Where the kernel does not tell, a table that is out of force counts for ten minutes."""
     clock = Clock()
     accounts = Accounts(Quotas(tables=3, tables_of_user=1), lambda: None, clock)
-    accounts.add(1, 1000)
-    accounts.retire(1)
+    accounts.add(Ids(1, 11), 1000)
+    accounts.retire(Ids(1, 11))
 
     assert "quota" == accounts.why_not(1000)[0]
     clock.now += 601
