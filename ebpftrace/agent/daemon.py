@@ -290,9 +290,9 @@ class Agent:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         trace = SelfTrace("agent.stop")
-        if self._registry is not None:
-            self._registry.close()
         emptied = self._detach(trace, deadline)
+        if self._registry is not None:  # when nothing looks at tables any more
+            self._registry.close(max(0.5, deadline - time.monotonic()))
         lost = not emptied
         if self._export is not None:
             if self._loads:

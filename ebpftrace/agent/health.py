@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 READER_SILENT_S = 15.0
 """The reader looks into the rings at least once a second, an exporter of its thread may hold it a while."""
 
+REGISTRY_SILENT_S = 15.0
+"""Its thread waits for no application; a round takes seconds at most, while many register."""
+
 EXPORT_FAILING_S = 60.0
 """Collectors are restarted; the queue bridges that."""
 
@@ -67,6 +70,10 @@ def judge(snapshot: AgentSnapshot, now: float, *, export_failing_s: float = EXPO
         troubled.append(
             f"the exporter has been failing for {failing_s:.0f} s: {export.last_error or 'no reason given'}"
         )
+    registry = snapshot.registry
+    # no reason for a restart: what holds it up may be an application, which must not end the tracing of all others
+    if registry is not None and registry.last_round_at and now - registry.last_round_at > REGISTRY_SILENT_S:
+        troubled.append(f"the registration of applications has been stuck for {now - registry.last_round_at:.0f} s")
     if snapshot.stopping:
         troubled.append("the agent is stopping")
     return Health(tuple(dead), tuple(troubled))

@@ -45,6 +45,7 @@ _RECLAIM_S = 60.0
 """How long tables of an agent before this one wait for their processes."""
 
 _SETTLE_S = 5.0
+_JOIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Registry:
         self._programs: Mapping[str, int] = {}
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._reclaim_until = self._settle_at = 0.0
+        self._reclaim_until = self._settle_at = self._last_round_at = 0.0
 
     @property
     def writes(self) -> list[Path]:
@@ -144,16 +145,24 @@ class Registry:
             registered=self._desk.registered,
             refused=dict(self._desk.refused),
             forgotten=dict(self._desk.forgotten),
+            last_round_at=self._last_round_at,
         )
 
-    def close(self) -> None:
-        """Forget everybody, and remove what it has made; idempotent."""
+    def close(self, timeout_s: float = _JOIN_S) -> None:
+        """Close all connections, and remove what it has made; idempotent. Tables end with the core's maps.
+
+        Args:
+            timeout_s: the longest that its thread is waited for.
+        """
         if self._stopping:
             return
         self._stopping = True
         if self._thread is not None:
             self._awaken()
-            self._thread.join()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():  # it has the descriptors: they end with the process, as does the thread
+                logger.error("the registration of applications is stuck; its socket %s stays", self._path)
+                return
         self._connections.close()
         remove(self._path, self._inode)
         if self._pins is not None and self._thread is not None and not self._options.keep_pins:
@@ -178,6 +187,7 @@ class Registry:
             self._connections.leave(keep=self._options.keep_pins)
 
     def _round(self, epoll: select.epoll) -> None:
+        self._last_round_at = time.time()
         ready = epoll.poll(_TICK_S)
         for tgid, when_ns in self._kernel.execs():  # first: who has a new binary registers anew after that
             self._connections.executed(tgid, when_ns)

@@ -125,7 +125,9 @@ class Connections:
             keep: leave tables pinned.
         """
         for connection in self._everybody():
-            self._drop(connection, "ended", keep=keep)
+            if connection.entry is not None:
+                self._desk.leave(connection.entry, keep=keep)
+            self._drop(connection, "ended")
 
     def close(self) -> None:
         """Listen no more; idempotent."""
@@ -240,11 +242,11 @@ class Connections:
             if not self._half_open[uid]:
                 del self._half_open[uid]
 
-    def _drop(self, connection: _Connection, reason: str, *, keep: bool = False) -> None:
+    def _drop(self, connection: _Connection, reason: str) -> None:
         """Close a connection, and forget its process for `reason`."""
         self._no_longer_waiting(connection)
         if connection.entry is not None:
-            self._desk.forget(connection.entry, reason, keep=keep)
+            self._desk.forget(connection.entry, reason)
         for fd in (connection.socket.fileno(), connection.pidfd):
             self._open.pop(fd, None)
         connection.socket.close()  # which takes it out of the epoll set, too

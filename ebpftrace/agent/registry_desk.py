@@ -215,13 +215,24 @@ class Desk:
         if reason:
             raise RefusalError(reason, text)
 
-    def forget(self, entry: Registered, reason: str, *, keep: bool = False) -> None:
+    def leave(self, entry: Registered, *, keep: bool) -> None:
+        """The agent ends: forget a process, and leave its table in force, as each removal takes the kernel its time.
+
+        Args:
+            entry: the process.
+            keep: leave the table pinned, for an agent after this one.
+        """
+        del self._by_tgid[entry.owner.tgid]
+        self.forgotten["ended"] += 1
+        if self._pins is not None and not keep:
+            self._pins.drop(entry.owner)
+
+    def forget(self, entry: Registered, reason: str) -> None:
         """Put a process's table out of force.
 
         Args:
             entry: the process.
             reason: one of `FORGOTTEN_REASONS`.
-            keep: leave the table pinned, for an agent after this one.
         """
         if self._by_tgid.get(entry.owner.tgid) is not entry:
             return  # another table of the same process replaced it
@@ -231,7 +242,7 @@ class Desk:
             self._tables.remove(entry.owner.tgid)
         except BpfError as error:
             logger.error("the table of process %d stays in force: %s", entry.owner.tgid, error)  # noqa: TRY400
-        if self._pins is not None and not keep:
+        if self._pins is not None:
             self._pins.drop(entry.owner)
         self.accounts.retire(entry.table)
         logger.info("a process is forgotten", extra=fields(tgid=entry.owner.tgid, reason=reason))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import stat
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from ebpftrace.errors import CommandError
 if TYPE_CHECKING:
     from pathlib import Path
 
+logger = logging.getLogger("ebpftrace.agent.registry")
+
+_SO_PASSRIGHTS = 83  # asm-generic/socket.h; Python has no name for it
 _BACKLOG = 128
 _DIRECTORY_MODE, _SOCKET_MODE = 0o755, 0o666  # the policy says who may register, not the mode of a file
 
@@ -33,6 +37,7 @@ def listen(path: Path) -> socket.socket:
         try:
             # connections inherit it: who sends a hello has to be who connected
             made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            _refuse_descriptors(made)
             made.bind(str(path))
             path.chmod(_SOCKET_MODE)
             made.listen(_BACKLOG)
@@ -45,6 +50,22 @@ def listen(path: Path) -> socket.socket:
             "for none"
         ) from error
     return made
+
+
+def _refuse_descriptors(listener: socket.socket) -> None:
+    """Have the kernel refuse descriptors at the sender's; connections inherit it.
+
+    Else it closes them in the agent's thread, which waits as long as the sender wishes: SO_LINGER of a TCP socket.
+    """
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        logger.info(
+            "this kernel cannot refuse descriptors that applications send (SO_PASSRIGHTS, 6.16): closing them can hold "
+            "up registrations"
+        )
 
 
 def _clear(path: Path) -> None:

@@ -183,6 +183,7 @@ class RegistrySnapshot:
         registered: registrations so far.
         refused: those refused, by reason.
         forgotten: those that ended, by reason.
+        last_round_at: when its thread last looked, epoch seconds; 0 = not yet.
     """
 
     processes: int = 0
@@ -192,6 +193,7 @@ class RegistrySnapshot:
     registered: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     forgotten: Mapping[str, int] = field(default_factory=dict)
+    last_round_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

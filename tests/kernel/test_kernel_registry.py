@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import machine
@@ -206,6 +209,36 @@ def test_quota_in_all():
         refused = once(lambda: next(registered(agent.path)), uid=1234)
 
         assert ("refused", "full") == (refused["type"], refused["reason"])
+
+
+def test_close_many():
+    """The end of the agent does not wait for the kernel once for each process."""
+    with registrar() as agent, contextlib.ExitStack() as stack:
+        children = [stack.enter_context(Child(registered, agent.path)) for _ in range(16)]
+        for child in children:
+            child.next()
+        agent.registry._desk._tables.remove = None  # it would fail
+        agent.registry.close()
+        snapshot = agent.snapshot()
+
+    assert (0, 0, 16) == (snapshot.processes, snapshot.connections, snapshot.forgotten["ended"])
+
+
+def test_close_stuck(caplog):
+    """The end of the agent does not wait for ever for a registry that is stuck."""
+    held = threading.Event()
+    with registrar() as agent:
+        agent.registry._desk.identify = lambda *_: held.wait()
+        with connect(agent.path) as connection:
+            connection.send(hello())
+            time.sleep(0.1)
+            agent.registry.close(0.2)
+        held.set()
+        agent.registry._thread.join()
+        agent.registry._stopping = False
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+    assert "is stuck" in said[0]
 
 
 @pytest.fixture

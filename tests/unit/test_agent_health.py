@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from ebpftrace.agent.health import judge
-from ebpftrace.agent.snapshot import AgentSnapshot, ExportSnapshot, ProgramSnapshot, ReaderSnapshot
+from ebpftrace.agent.snapshot import AgentSnapshot, ExportSnapshot, ProgramSnapshot, ReaderSnapshot, RegistrySnapshot
 
 NOW = 10_000.0
 SCHED = ProgramSnapshot(name="sched")
@@ -22,6 +22,8 @@ def look(**values):
         {"programs": (SCHED, FAILED)},
         {"programs": (ProgramSnapshot(name="sock", state="partial"),)},
         {"reader": ReaderSnapshot(last_round_at=NOW - 2)},
+        {"registry": RegistrySnapshot(last_round_at=NOW - 2)},
+        {"registry": RegistrySnapshot()},
         {"export": ExportSnapshot(failing_since=NOW - 59, last_error="refused")},
         {"export": ExportSnapshot(failing_since=0.0, last_error="refused, but long ago")},
     ],
@@ -42,6 +44,11 @@ def test_healthy(values):
             {"reader": ReaderSnapshot(last_round_at=NOW - 20)},
             False,
             "the reader has not looked into the ring buffers for 20 s",
+        ),
+        (
+            {"registry": RegistrySnapshot(last_round_at=NOW - 20)},
+            True,
+            "the registration of applications has been stuck for 20 s",
         ),
         ({"programs": (FAILED,)}, True, "no program runs (bio failed)"),
         ({"programs": ()}, True, "no program is configured"),
