@@ -184,15 +184,24 @@ int identify_peer(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* Fires when the new binary is in place: what the old one published is not the new one's. */
+/*
+ * Fires when the new binary is in place: what the old one published is not the new one's.
+ * Its bit goes at once, the table when the agent comes to it.  Processes share bits and, as
+ * there are no atomic bit operations before 5.12, words: the agent writes the word anew.
+ */
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(registered_exec, struct task_struct *task)
 {
 	struct ebt_registry_exec *record;
 	__u32 tgid = task->tgid;
+	__u32 word = (tgid / 64) & (EBT_PUBLISHER_WORDS - 1);
+	__u64 *bits;
 
-	if (!ebt_may_publish(tgid) || !bpf_map_lookup_elem(&processes, &tgid))
+	if (!bpf_map_lookup_elem(&processes, &tgid))
 		return 0;
+	bits = bpf_map_lookup_elem(&publishers, &word);
+	if (bits)
+		*bits &= ~(1ULL << (tgid & 63));
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	if (!record) {
 		ebt_count_drop(EBT_DROP_RING_FULL);

@@ -95,7 +95,8 @@ class Registry:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._connections = Connections(self._listener, self._desk)
         self._programs: Mapping[str, int] = {}
-        self._stopping = False
+        self._stopping = self._untidy = False
+        self._missed = 0
         self._thread: threading.Thread | None = None
         self._reclaim_until = self._settle_at = self._last_round_at = 0.0
 
@@ -188,17 +189,27 @@ class Registry:
 
     def _round(self, epoll: select.epoll) -> None:
         self._last_round_at = time.time()
-        ready = epoll.poll(_TICK_S)
-        for tgid, when_ns in self._kernel.execs():  # first: who has a new binary registers anew after that
-            self._connections.executed(tgid, when_ns)
+        ready = epoll.poll(0 if self._untidy else _TICK_S)
+        self._look_for_execs()  # first: who has a new binary registers anew after that
         for fd, _ in ready:
             if fd == self._wake:
                 os.eventfd_read(self._wake)
                 self._publish_programs()
             elif fd != self._kernel.ring.fd:
                 self._connections.handle(fd)
+                self._look_for_execs()  # what was handled may have taken long
         self._connections.expire()
+        self._untidy = self._desk.tidy(1)
         self._housekeeping()
+
+    def _look_for_execs(self) -> None:
+        while found := self._kernel.execs():
+            for tgid, when_ns in found:
+                self._connections.executed(tgid, when_ns)
+        missed = self._kernel.missed()
+        if missed != self._missed:
+            self._missed = missed
+            self._connections.executed_unknown()
 
     def _publish_programs(self) -> None:
         if self._programs != self._desk.programs:
@@ -211,6 +222,7 @@ class Registry:
             self._pins.drop_unclaimed()
         if now > self._settle_at:
             self._settle_at = now + _SETTLE_S
+            self._connections.check_unwatched()
             self._desk.accounts.settle()
 
 

@@ -106,6 +106,22 @@ class Connections:
         entry = self._desk.find(tgid)
         if entry is not None and entry.accepted_ns <= when_ns:
             self._drop(self._open[entry.connection], "exec")
+        self._desk.executed(tgid)
+
+    def executed_unknown(self) -> None:
+        """The kernel had no room to tell which processes did."""
+        self._check(self._everybody())
+        self._desk.executed_unknown()
+
+    def check_unwatched(self) -> None:
+        """Look after processes whose end the kernel does not tell."""
+        self._check([each for each in self._everybody() if each.pidfd < 0])
+
+    def _check(self, connections: list[_Connection]) -> None:
+        for connection in connections:
+            over = self._desk.why_over(connection.entry, connection.peer) if connection.entry is not None else ""
+            if over:
+                self._drop(connection, over)
 
     def _drop_earlier(self, entry: Registered) -> None:
         """A process registers once more: else its connections would pile up."""
@@ -199,6 +215,8 @@ class Connections:
 
     def _register(self, connection: _Connection, data: bytes) -> None:
         number = connection.socket.fileno()
+        # before the table is in force: an end after that is told, whenever it comes
+        connection.pidfd = pidfd_of(connection.socket, connection.peer.pid)
         try:
             hello = decode_hello(data)
             found = self._desk.register(hello, connection.peer, number, connection.accepted)
@@ -212,8 +230,9 @@ class Connections:
         self._no_longer_waiting(connection)
         connection.entry = entry
         try:
-            if not self._desk.holds(entry, number, connection.peer):
-                self._drop(connection, "exec")
+            over = self._desk.why_over(entry, connection.peer)
+            if over:
+                self._drop(connection, over)
             elif _send(connection.socket, encode(answer), table):
                 self._watch(connection)
             else:
@@ -223,7 +242,6 @@ class Connections:
 
     def _watch(self, connection: _Connection) -> None:
         """Learn of the end of the process, also when another one keeps its connection open."""
-        connection.pidfd = pidfd_of(connection.socket, connection.peer.pid)
         if connection.pidfd >= 0:
             self._open[connection.pidfd] = connection
             self._poll().register(connection.pidfd, select.EPOLLIN)

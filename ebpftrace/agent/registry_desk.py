@@ -8,6 +8,7 @@ import os
 import secrets
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebpftrace._version import version
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ebpftrace.agent.registry")
 
 _TOKEN_BYTES = 16
+_TIDY_FOR_ROOM = 8  # tables; each holds up all others for tens of ms
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO
 
 
 class RefusalError(Exception):
@@ -66,11 +69,11 @@ class Accepted:
 
     Args:
         when_ns: by CLOCK_MONOTONIC.
-        identity: of the process at the other end.
+        identity: of the process at the other end; None = not known.
     """
 
     when_ns: int
-    identity: Identity
+    identity: Identity | None
 
 
 class Desk:
@@ -181,17 +184,21 @@ class Desk:
         if not self._rates.take(peer.uid):
             raise RefusalError("rate", f"user {peer.uid} registers processes too fast; this one tries again")
 
-    def identify(self, connection: int, peer: Peer) -> Identity:
-        """Return which process connected, and what it is now."""
+    def identify(self, connection: int, peer: Peer) -> Identity | None:
+        """Return which process connected, and what it is now; None when that cannot be known."""
         try:
             return self._kernel.identify(connection)
         except BpfError as error:
-            logger.debug("the kernel does not tell who is at a socket (%s); taking SO_PEERCRED", error)
-            return Identity(peer.pid, 0, 0, changed=False)
+            logger.debug("the kernel does not tell who is at a socket: %s", error)
+        return Identity(peer.pid, 0, 0, changed=False) if _in_first_pid_namespace() else None
 
-    def _same(self, connection: int, peer: Peer, accepted: Identity) -> Identity:
+    def _same(self, connection: int, peer: Peer, accepted: Identity | None) -> Identity:
         """The process that connected, still with the binary and the privileges that it connected with."""
         found = self.identify(connection, peer)
+        if found is None:
+            raise RefusalError(
+                "failed", "this kernel does not tell the agent, which runs in a pid namespace, which process this is"
+            )
         if found.tgid <= 0:
             raise RefusalError("gone", "the process that connected has ended")
         if found.changed or found != accepted:
@@ -200,17 +207,43 @@ class Desk:
             )
         return found
 
-    def holds(self, entry: Registered, connection: int, peer: Peer) -> bool:
-        """Is a registered process still running the binary that it registered with?
+    def why_over(self, entry: Registered, peer: Peer) -> str:
+        """Return why a process is to be forgotten, one of `FORGOTTEN_REASONS`; "" while it runs the same binary.
 
-        An exec before the table was in force is not told by the kernel; one after that is.
+        For an exec before the table was in force, of which the kernel does not tell, and for what it could not tell.
         """
-        found = self.identify(connection, peer)
-        return (found.tgid, found.started_ns, found.exec_id) == (
-            entry.owner.tgid, entry.owner.started_ns, entry.exec_id,
-        )  # fmt: skip
+        found = self.identify(entry.connection, peer)
+        if found is None:
+            return ""
+        if found.tgid <= 0:
+            return "exited"
+        return "" if found.exec_id == entry.exec_id else "exec"
+
+    def executed(self, tgid: int) -> None:
+        """A process executed another binary, by which others may have lost their bit."""
+        try:
+            self._tables.refresh(tgid)
+        except BpfError as error:
+            logger.error("processes with ids like %d may have lost their tables: %s", tgid, error)  # noqa: TRY400
+
+    def executed_unknown(self) -> None:
+        """Some processes did, and it is not known which."""
+        try:
+            self._tables.refresh_all()
+        except BpfError as error:
+            logger.error("processes may have lost their tables: %s", error)  # noqa: TRY400
+
+    def tidy(self, number: int) -> bool:
+        """Take out up to so many tables that are out of force; return whether there are more."""
+        try:
+            self._tables.take_out(number)
+        except BpfError as error:
+            logger.error("a table that is out of force stays entered: %s", error)  # noqa: TRY400
+        return self._tables.pending > 0
 
     def _check_room(self, peer: Peer) -> None:
+        if self.accounts.why_not(peer.uid)[0]:
+            self.tidy(_TIDY_FOR_ROOM)
         reason, text = self.accounts.why_not(peer.uid)
         if reason:
             raise RefusalError(reason, text)
@@ -251,6 +284,14 @@ class Desk:
 def _plain(text: str) -> str:
     """What an application says of itself, fit for a log."""
     return "".join(each for each in text if each.isalnum() or each in ".+-_") or "unknown"
+
+
+def _in_first_pid_namespace() -> bool:
+    """Are the ids of SO_PEERCRED the kernel's?"""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return False
 
 
 def _same_ids(core: Core) -> bool:

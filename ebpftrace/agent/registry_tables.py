@@ -81,6 +81,9 @@ def _map_id(fd: int) -> int:
 class Tables:
     """The tables in force: those that BPF programs find by a thread's process.
 
+    The kernel takes tens of ms to take a table out, until no program looks at it any more. So of a process that is done
+    with only the bit is cleared at once, without which programs do not look; the rest is for when there is time.
+
     Args:
         core: owner of the shared maps.
     """
@@ -88,7 +91,14 @@ class Tables:
     def __init__(self, core: Core) -> None:
         self._processes, self._lines = core.map("processes"), core.map("lines")
         self._publishers = core.map("publishers")
+        self._in_force: set[int] = set()
         self._bits: Counter[int] = Counter()  # processes share them, modulo their number
+        self._pending: dict[int, None] = {}  # to be taken out, the oldest first
+
+    @property
+    def pending(self) -> int:
+        """How many are out of force, but still entered."""
+        return len(self._pending)
 
     def put(self, tgid: int, table: Table) -> None:
         """Have programs find `table` for the process `tgid`.
@@ -96,14 +106,18 @@ class Tables:
         Raises:
             BpfError: E2BIG when there is no room for one more.
         """
+        for other in [each for each in self._pending if _bit(each) == _bit(tgid)]:  # it would be in force again
+            self._take_out(other)
         key = struct.pack("=I", tgid)
         self._lines.update(key, struct.pack("=I", table.lines.fd))
         try:
             self._processes.update(key, struct.pack("=I", table.slots.fd))
-            self._count(tgid, 1)
+            self._bits[_bit(tgid)] += 1
+            self._in_force.add(tgid)
+            self._show(tgid)
         except BpfError:
-            _delete(self._processes, key)
-            _delete(self._lines, key)
+            self.remove(tgid)
+            self._take_out(tgid)
             raise
 
     def remove(self, tgid: int) -> None:
@@ -112,27 +126,66 @@ class Tables:
         Raises:
             BpfError: the kernel refused.
         """
+        if tgid not in self._in_force:
+            return
+        self._in_force.discard(tgid)
+        self._pending[tgid] = None
+        self._bits[_bit(tgid)] -= 1
+        if self._bits[_bit(tgid)]:
+            self._take_out(tgid)  # its bit stays, for another process
+        else:
+            del self._bits[_bit(tgid)]
+            self._show(tgid)
+
+    def take_out(self, number: int) -> None:
+        """Take out up to so many of those that are pending.
+
+        Raises:
+            BpfError: the kernel refused.
+        """
+        for tgid in list(self._pending)[:number]:
+            self._take_out(tgid)
+
+    def _take_out(self, tgid: int) -> None:
+        self._pending.pop(tgid, None)
         key = struct.pack("=I", tgid)
-        if _delete(self._processes, key):
-            self._count(tgid, -1)
+        _delete(self._processes, key)
         _delete(self._lines, key)
 
-    def _count(self, tgid: int, change: int) -> None:
+    def refresh(self, tgid: int) -> None:
+        """Set the bits of all processes again that share a word with `tgid`, which executed another binary.
+
+        Raises:
+            BpfError: the kernel refused.
+        """
+        first = _bit(tgid) & ~63
+        bits = sum(1 << bit for bit in range(64) if self._bits[first + bit])
+        self._publishers.update(struct.pack("=I", first // 64), struct.pack("=Q", bits))
+
+    def refresh_all(self) -> None:
+        """The same for all processes.
+
+        Raises:
+            BpfError: the kernel refused.
+        """
+        for tgid in {_bit(each) & ~63 for each in self._in_force}:
+            self.refresh(tgid)
+
+    def _show(self, tgid: int) -> None:
         """Keep the bit of `tgid` set while any process with that bit has a table."""
-        word, bit = tgid // 64 % int(lib.EBT_PUBLISHER_WORDS), tgid % 64
-        number = word * 64 + bit
-        self._bits[number] += change
+        word, bit = divmod(_bit(tgid), 64)
         key = struct.pack("=I", word)
         bits = int.from_bytes(self._publishers.lookup(key) or b"", "little")
-        bits = bits | 1 << bit if self._bits[number] else bits & ~(1 << bit)
+        bits = bits | 1 << bit if self._bits[_bit(tgid)] else bits & ~(1 << bit)
         self._publishers.update(key, struct.pack("=Q", bits))
-        if not self._bits[number]:
-            del self._bits[number]
 
 
-def _delete(target: Map, key: bytes) -> bool:
-    """Remove a key; False when it was not there."""
-    if target.lookup(key) is None:
-        return False
-    target.delete(key)
-    return True
+def _bit(tgid: int) -> int:
+    """Which of all bits in `publishers` is the process's."""
+    return tgid % (int(lib.EBT_PUBLISHER_WORDS) * 64)
+
+
+def _delete(target: Map, key: bytes) -> None:
+    """Remove a key, if it is there."""
+    if target.lookup(key) is not None:
+        target.delete(key)

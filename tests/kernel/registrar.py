@@ -60,7 +60,7 @@ class Registrar:
         return self.registry.snapshot()
 
     def in_force(self):
-        """The processes that BPF programs find a table for."""
+        """The processes that BPF programs find a table for: entered, and their bit is set."""
         keys = {}
 
         def agree():  # they are changed one after the other
@@ -69,7 +69,7 @@ class Registrar:
             return keys["processes"] == keys["lines"]
 
         assert machine.until(agree)
-        return keys["processes"]
+        return {tgid for tgid in keys["processes"] if self.bit(tgid)}
 
     def bit(self, tgid):
         """The bit of a process in `publishers`."""

@@ -106,6 +106,51 @@ def test_shared_bit():
     assert (1, 1, 0) == (one_left, again, none_left)
 
 
+def test_pending():
+    """A process that is forgotten is out of force at once, also if another with its bit comes; the rest comes later."""
+    core = Core()
+    core.load()
+    tables, table = Tables(core), Table.make()
+    first, second = 70, 70 + 65536
+
+    def entered():
+        return {int.from_bytes(key, "little") for key in core.map("processes")}
+
+    tables.put(first, table)
+    tables.remove(first)
+    removed = (core.map("publishers").lookup((1).to_bytes(4, "little")), entered(), tables.pending)
+    tables.put(second, table)
+    put = (entered(), tables.pending)
+    tables.remove(second)
+    tables.take_out(1)
+    in_the_end = (entered(), tables.pending)
+    table.close()
+    core.object.close()
+
+    assert (bytes(8), {first}, 1) == removed
+    assert ({second}, 0) == put
+    assert (set(), 0) == in_the_end
+
+
+def test_refresh():
+    """A bit that was lost by the exec of a process which shares its word is set again."""
+    core = Core()
+    core.load()
+    tables, table = Tables(core), Table.make()
+    word = (1).to_bytes(4, "little")
+    tables.put(70, table)
+    core.map("publishers").update(word, bytes(8))
+    tables.refresh(71)
+    one = core.map("publishers").lookup(word)
+    core.map("publishers").update(word, bytes(8))
+    tables.refresh_all()
+    every = core.map("publishers").lookup(word)
+    table.close()
+    core.object.close()
+
+    assert (1 << 6).to_bytes(8, "little") == one == every
+
+
 def test_again():
     """A process that registers again has one table, the new one; the old connection's end changes nothing."""
 

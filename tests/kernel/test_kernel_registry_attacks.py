@@ -9,13 +9,14 @@ import os
 import resource
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
 import machine
 from registrar import Child, ask, bpf, connect, hello, once, outcome, registrar, send_with_fds
 
-from ebpftrace.agent import registry_limits
+from ebpftrace.agent import registry, registry_connections, registry_limits
 
 SLOTS, LINES = 64 * 1024, 256 * 1024
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, OBJ_PIN, MAP_GET_NEXT_ID, MAP_GET_FD_BY_ID, MAP_FREEZE = 1, 2, 3, 6, 12, 14, 22
@@ -118,6 +119,60 @@ def test_exec():
         assert {child.pid} == before
         assert set() == agent.in_force()
         assert 1 == agent.snapshot().forgotten["exec"]
+
+
+def test_exec_while_busy():
+    """Programs look for no table of a process that executed another binary, however long the agent is busy."""
+    held = threading.Event()
+    with registrar() as agent, Child(keeps_connection_over_exec, agent.path) as child:
+        child.next()
+        before = agent.bit(child.pid)
+        identify = agent.registry._desk.identify
+        agent.registry._desk.identify = lambda *args: held.wait() and identify(*args)
+        with connect(agent.path):
+            os.write(child._commands, b"x")
+            machine.until(lambda: not agent.bit(child.pid))
+            busy = (agent.bit(child.pid), agent.snapshot().forgotten["exec"])
+            held.set()
+            machine.until(lambda: agent.snapshot().forgotten["exec"])
+        after = agent.snapshot()
+
+    assert 1 == before
+    assert (0, 0) == busy
+    assert (0, 1) == (after.processes, after.forgotten["exec"])
+
+
+def test_exec_not_told():
+    """When the kernel had no room to tell of execs, the agent looks at every process itself."""
+    with registrar() as agent, Child(staying, agent.path, uid=OTHER) as innocent:
+        innocent.next()
+        with Child(keeps_connection_over_exec, agent.path) as child:
+            child.next()
+            kernel = agent.registry._kernel
+            kernel.execs, missed = list, kernel.missed
+            os.write(child._commands, b"x")
+            machine.until(lambda: b"sleep" in Path(f"/proc/{child.pid}/comm").read_bytes())
+            kernel.missed = lambda: missed() + 1
+            machine.until(lambda: agent.snapshot().forgotten["exec"])
+
+            assert 1 == agent.snapshot().forgotten["exec"]
+            assert {innocent.pid} == agent.in_force()
+
+
+def test_end_not_watched(monkeypatch):
+    """Where there is no descriptor that tells of a process's end, the agent looks now and then."""
+    monkeypatch.setattr(registry, "_SETTLE_S", 0.1)
+    monkeypatch.setattr(registry_connections, "pidfd_of", lambda *_: -1)
+    with registrar() as agent, Child(leaves_connection_to_child, agent.path) as child:
+        accomplice = child.next()
+        os.write(child._commands, b"x")
+        os.waitpid(child.pid, 0)
+        child.pid = 0
+        machine.until(lambda: agent.snapshot().forgotten["exited"])
+        after = agent.snapshot()
+        os.kill(accomplice, 9)
+
+    assert (0, 1) == (after.processes, after.forgotten["exited"])
 
 
 def leaves_connection_to_child(path):
@@ -248,7 +303,7 @@ def test_descriptors_sent():
 
 
 def test_lingering_descriptors():
-    """Where the kernel can, it refuses descriptors at the sender's: closing one may wait as long as the sender likes."""
+    """Where the kernel can, it refuses descriptors at the sender's: closing one may wait as long as that likes."""
 
     def sends(path):
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -391,7 +446,7 @@ def test_exec_while_registering():
         def then_executed(tgid, table):
             put(tgid, table)
             found = desk.identify
-            desk.identify = lambda *args: found(*args)._replace(exec_id=0)
+            desk.identify = lambda *args: found(*args)._replace(exec_id=0)  # an exec that the kernel did not tell
 
         desk._tables.put = then_executed
         answer, _ = once(lambda: ask(connect(agent.path), hello()))
