@@ -222,7 +222,8 @@ int tables_held(struct bpf_iter__bpf_map *ctx)
 	__u32 id;
 
 	if (!map || map->map_type != BPF_MAP_TYPE_ARRAY || map->max_entries != EBT_TABLE_SLOTS ||
-	    (map->value_size != sizeof(struct ebt_slot) && map->value_size != sizeof(struct ebt_line)))
+	    (map->value_size != sizeof(struct ebt_slot) &&
+	     map->value_size != sizeof(struct ebt_line)))
 		return 0;
 	id = map->id;
 	bpf_seq_write(ctx->meta->seq, &id, sizeof(id));
