@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ebpftrace.agent.registry")
 
 _ACCEPTS = 32  # in one round: then others have their turn
+_ACCEPT_S = 0.2  # or for so long, if many of them register
 _PAUSE_S = 0.05  # after so many
 _OTHER_FDS = 256  # of the agent, beside connections
 _FDS_EACH = 2  # socket, pidfd
+_BUSY = ("busy", "the agent has too many connections that have said nothing; try again")
 _FRIENDLY = frozenset({errno.EAGAIN, errno.ECONNABORTED, errno.EINTR})
 
 
@@ -96,7 +98,9 @@ class Connections:
         for connection in list(self._waiting.values()):
             if connection.deadline > now:
                 break
-            self._refuse(connection, "late", f"no hello came within {HELLO_S:g} s")
+            self._read(connection)  # it may have said it while others had their turn
+            if self._waiting.get(connection.socket.fileno()) is connection:
+                self._refuse(connection, "late", f"no hello came within {HELLO_S:g} s")
         if self._paused_until and now >= self._paused_until:
             self._paused_until = 0.0
             self._poll().modify(self._listener, select.EPOLLIN)
@@ -159,7 +163,10 @@ class Connections:
     # --- a connection's life
 
     def _accept(self) -> None:
+        until = time.monotonic() + _ACCEPT_S
         for _ in range(_ACCEPTS):
+            if time.monotonic() > until:
+                return
             try:
                 made, _ = self._listener.accept()
             except OSError as error:
@@ -181,11 +188,13 @@ class Connections:
         except OSError:
             made.close()
             return
-        busy = self.count >= self._most or len(self._waiting) >= HALF_OPEN
-        if busy or self._half_open[peer.uid] >= HALF_OPEN_OF_USER:
-            _send(made, encode(self._desk.refuse("busy", "the agent has too many connections; try again")))
+        never = self._desk.why_never(peer)
+        if never or self.count >= self._most or self._half_open[peer.uid] >= HALF_OPEN_OF_USER:
+            self._turn_away(made, peer, *(("policy", never) if never else _BUSY))
             made.close()
             return
+        if len(self._waiting) >= HALF_OPEN:  # who comes speaks at once: it is not the newest that has nothing to say
+            self._refuse(next(iter(self._waiting.values())), *_BUSY)
         now = time.monotonic()
         accepted = Accepted(time.monotonic_ns() - self._ahead_ns, self._desk.identify(made.fileno(), peer))
         connection = _Connection(made, peer, accepted, now + HELLO_S)
@@ -193,6 +202,7 @@ class Connections:
         self._half_open[peer.uid] += 1
         self.count += 1
         self._poll().register(made, select.EPOLLIN | select.EPOLLRDHUP)
+        self._read(connection)
 
     def _read(self, connection: _Connection) -> None:
         try:
@@ -247,11 +257,17 @@ class Connections:
             self._poll().register(connection.pidfd, select.EPOLLIN)
 
     def _refuse(self, connection: _Connection, reason: str, text: str) -> None:
-        _send(connection.socket, encode(self._desk.refuse(reason, text)))
+        self._turn_away(connection.socket, connection.peer, reason, text)
+        self._drop(connection, "")
+
+    def _turn_away(self, to: socket.socket, peer: Peer, reason: str, text: str) -> None:
+        """Say why, so that it is read: a socket closed with something unread in it resets the connection."""
+        with contextlib.suppress(OSError):  # there may be nothing
+            to.recv(1, socket.MSG_DONTWAIT)
+        _send(to, encode(self._desk.refuse(reason, text)))
         left_out = self._lines.take()
         if left_out is not None:
-            logger.info("a process is not registered: %s", text, extra=fields(uid=connection.peer.uid, more=left_out))
-        self._drop(connection, "")
+            logger.info("a process is not registered: %s", text, extra=fields(uid=peer.uid, more=left_out))
 
     def _no_longer_waiting(self, connection: _Connection) -> None:
         if self._waiting.pop(connection.socket.fileno(), None) is not None:

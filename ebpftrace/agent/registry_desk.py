@@ -171,6 +171,10 @@ class Desk:
         )
         return entry, Welcome(PROTOCOL, owner.token, dict(self.programs), kept is not None, version[:64]), table
 
+    def why_never(self, peer: Peer) -> str:
+        """Return why a process need not say its hello; "" when it does."""
+        return self._policy.why_never(peer)
+
     def _check(self, hello: Hello, peer: Peer) -> None:
         if hello.protocol != PROTOCOL or hello.slots != SLOTS:
             raise RefusalError(

@@ -20,7 +20,7 @@ logger = logging.getLogger("ebpftrace.agent.registry")
 # asm-generic/socket.h; Python has no names for these two
 _SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77
 _CREDENTIALS = struct.Struct("=iII")
-_MAX_GROUPS = 1024
+_MAX_GROUPS = 256  # Python asks for 1024 bytes at most
 
 
 def peer_of(connection: socket.socket) -> Peer:
@@ -31,15 +31,16 @@ def peer_of(connection: socket.socket) -> Peer:
     """
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(raw)
-    return Peer(pid, uid, (gid, *_groups(connection)))
+    groups = _groups(connection)
+    return Peer(pid, uid, (gid, *(groups or ())), all_groups=groups is not None)
 
 
-def _groups(connection: socket.socket) -> tuple[int, ...]:
+def _groups(connection: socket.socket) -> tuple[int, ...] | None:
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * 4)
-    except OSError as error:  # ERANGE: more than anybody has
-        logger.debug("the supplementary groups of a peer are not known: %s", error.strerror)
-        return ()
+    except OSError as error:  # ERANGE: more than so many
+        logger.debug("the supplementary groups of a peer are not known: %s", error)
+        return None
     return struct.unpack(f"={len(raw) // 4}I", raw)
 
 

@@ -27,12 +27,14 @@ class Peer:
         uid: effective when it connected, in the agent's user namespace.
         gids: its groups, the effective one first.
         cgroups: its cgroups' paths, of each hierarchy; empty when they cannot be read.
+        all_groups: `gids` are all of them; else the supplementary ones are not known.
     """
 
     pid: int
     uid: int
     gids: tuple[int, ...]
     cgroups: tuple[str, ...] = ()
+    all_groups: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,19 @@ class Policy:
 
     def why_not(self, peer: Peer) -> str:
         """Return why a process may not register; "" when it may."""
+        if self.deny.cgroups and not peer.cgroups:
+            return "the process's cgroups cannot be read, and the agent has the option --deny-cgroup"
+        return self._why_not(peer)
+
+    def why_never(self, peer: Peer) -> str:
+        """Return why a process may not register, whatever its cgroups are; "" when that depends on them, or it may."""
+        return "" if self.allow.cgroups and not self.deny.matches(peer) else self._why_not(peer)
+
+    def _why_not(self, peer: Peer) -> str:
         if self.deny.matches(peer):
             return f"user {peer.uid} is denied by the agent's options (--deny-uid, --deny-gid, --deny-cgroup)"
+        if self.deny.gids and not peer.all_groups:
+            return "the process's groups cannot be read, and the agent has the option --deny-gid"
         if peer.uid in (0, os.geteuid()) or self.allow.matches(peer):
             return ""
         return (

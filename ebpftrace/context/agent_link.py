@@ -6,9 +6,11 @@ from __future__ import annotations
 import _socket  # not `socket`: gevent puts a class of its own there, which would wait in the hub of another thread
 import array
 import errno
+import logging
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 from ebpftrace._version import version
 from ebpftrace.context import _publisher
@@ -26,6 +28,9 @@ from ebpftrace.context.registration import (
 )
 from ebpftrace.errors import EbpftraceError, UnsupportedError
 
+logger = logging.getLogger("ebpftrace")
+
+_BPF_MAP_TYPE_ARRAY = 2
 _MAX_FDS = 8
 _ANCILLARY = _socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _SOON = frozenset({"busy", "rate", "late"})
@@ -50,6 +55,23 @@ class RefusedError(UnsupportedError):
         super().__init__("registration with the agent", answer.text)
         self.soon = answer.reason in _SOON
         self.passing = answer.reason in _PASSING
+
+
+class AwayError(UnsupportedError):
+    """The agent does not answer.
+
+    Args:
+        path: of its socket.
+        error: of the kernel.
+        timeout_s: how long was waited.
+
+    Attributes:
+        soon: it is there, and may answer in a second.
+    """
+
+    def __init__(self, path: str, error: OSError, timeout_s: float) -> None:
+        super().__init__(f"the agent at {path}", _words(error, timeout_s))
+        self.soon = isinstance(error, BlockingIOError) or error.errno in (errno.ECONNRESET, errno.EPIPE)
 
 
 @dataclass(slots=True)
@@ -80,7 +102,7 @@ class AgentLink:
         table: what came with it.
 
     Raises:
-        UnsupportedError: there is no agent, or it refused (`RefusedError`).
+        UnsupportedError: there is no agent (`AwayError`), or it refused (`RefusedError`).
         ProtocolError: it is no agent, or one of another kind.
     """
 
@@ -92,14 +114,17 @@ class AgentLink:
             self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _timeval(0.0))
         except OSError as error:
             self.close()
-            raise UnsupportedError(f"the agent at {path}", _words(error, timeout_s)) from error
+            raise AwayError(path, error, timeout_s) from error
         except BaseException:
             self.close()
             raise
 
     def _register(self, token: str) -> tuple[Welcome, Table]:
         hello = Hello(PROTOCOL, _publisher.TABLE_SLOTS, token, version[:64])
-        self._socket.sendall(encode(hello))
+        try:
+            self._socket.send(encode(hello), _socket.MSG_NOSIGNAL)
+        except BrokenPipeError:  # it has said why already, and closed the connection
+            logger.debug("the agent did not wait for the hello")
         data, fds = self._receive()
         try:
             answer = decode_answer(data)
@@ -107,11 +132,35 @@ class AgentLink:
                 raise RefusedError(answer)
             if not isinstance(answer, Welcome) or len(fds) != TABLE_FDS:
                 raise ProtocolError(f"the agent at {self._path} answered with something else than a welcome")
+            self._check_map(fds[0], _publisher.SLOT_BYTES, frozen=False)
+            self._check_map(fds[1], _publisher.LINE_BYTES, frozen=True)
         except EbpftraceError:
             for fd in fds:
                 os.close(fd)
             raise
         return answer, Table(*fds)
+
+    def _check_map(self, fd: int, value_size: int, *, frozen: bool) -> None:
+        """Is it what will be mapped? A file that somebody can cut short would end this process by SIGBUS.
+
+        Raises:
+            ProtocolError: it is not.
+        """
+        try:
+            text = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+        except OSError as error:  # before 5.14, of a process that gave up privileges
+            if self._is_roots():
+                return
+            raise ProtocolError(f"what the agent at {self._path} sent cannot be checked: {error}") from error
+        said = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        found = tuple(int(said.get(name, 0)) for name in ("map_type", "value_size", "max_entries"))
+        expected = (_BPF_MAP_TYPE_ARRAY, value_size, _publisher.TABLE_SLOTS)
+        if found != expected or (frozen and not int(said.get("frozen", 0))):
+            raise ProtocolError(f"the agent at {self._path} sent something else than a context table")
+
+    def _is_roots(self) -> bool:
+        raw = self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        return bool(struct.unpack("=iII", raw)[1] == 0)
 
     def _receive(self) -> tuple[bytes, list[int]]:
         data, ancillary, _, _ = self._socket.recvmsg(MAX_ANSWER, _ANCILLARY, _socket.MSG_CMSG_CLOEXEC)
@@ -163,7 +212,7 @@ def _connect(path: str, timeout_s: float) -> _socket.socket:
         made.connect(path)
     except OSError as error:
         made.close()
-        raise UnsupportedError(f"the agent at {path}", _words(error, timeout_s)) from error
+        raise AwayError(path, error, timeout_s) from error
     return made
 
 
@@ -180,6 +229,7 @@ def _words(error: OSError, timeout_s: float) -> str:
         errno.ECONNREFUSED: "nobody listens: the agent has ended",
         errno.EACCES: "a directory on the way to its socket is closed to this user",
         errno.EPROTOTYPE: "it is a socket of another kind",
+        errno.EPIPE: "it closed the connection without an answer",
         errno.ECONNRESET: "it closed the connection without an answer",
     }.get(error.errno or 0, error.strerror or str(error))
 

@@ -11,15 +11,18 @@ import _socket  # as in context.agent_link
 import _thread
 import errno
 import logging
+import math
+import random
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from ebpftrace.context import _publisher
-from ebpftrace.context.agent_link import AgentLink, RefusedError, Table, unreachable
+from ebpftrace.context.agent_link import AgentLink, AwayError, RefusedError, Table, unreachable
 from ebpftrace.context.registration import DEFAULT_SOCKET, Programs
 from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.kernel.ringbuf import name_thread
+from ebpftrace.runtime.process_context import arm_without_kernel
 from ebpftrace.spans.clock import namespace_offset_ns
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ NEVER = "none"
 """The setting `agent_socket` that rules the agent out."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+_STEADY_S = 30.0
+"""An agent that was there for less is the same outage still."""
+
 _JOIN_S = 3.0
 _START_S = 3.0
 
@@ -85,32 +91,50 @@ class AgentSide:
         self._lock = _allocate_lock()  # a table must not be changed while, or after, it is taken down
         self._ended = _allocate_lock()  # held by the thread
         self._alarm: tuple[_socket.socket, _socket.socket] | None = None
+        self._insists = wanted_first(settings)
+        self._pause, self._back_at = _FIRST_PAUSE_S, -math.inf
+        self._told = False  # of this outage, in the log
+        self._left = False
 
     # --- life
 
     def connect(self) -> None:
-        """Register.
+        """Register; or, with an agent that is named in the settings and not there yet, do so when it is.
 
         Raises:
-            EbpftraceError: there is no agent, or it refuses.
+            EbpftraceError: there is no agent, or it refuses for good.
         """
         until = time.monotonic() + _START_S
         while self._link is None:
             try:
                 self._link = AgentLink(self.path)
-            except RefusedError as error:  # of a server's many workers, all start at once
-                if not error.soon or time.monotonic() > until:
+            except (RefusedError, AwayError) as error:  # of a server's many workers, all start at once
+                if error.soon and time.monotonic() <= until:
+                    time.sleep(_FIRST_PAUSE_S * random.uniform(0.5, 1.0))  # noqa: S311  (not all at once again)
+                elif self._insists and unreachable(error):
+                    self._begin_away(error)
+                    return
+                else:
                     raise
-                time.sleep(_FIRST_PAUSE_S)
         link = self._link
         self._token, self._table = link.welcome.token, link.table
         self._take_programs(link.welcome.programs)
 
+    def _begin_away(self, error: EbpftraceError) -> None:
+        self.away = self._told = True
+        self._on_away()
+        logger.warning("%s; kernel spans come when it lets this process in", error)
+
     def arm(self) -> None:
         """Publish into the table, and follow what the agent says from now on."""
-        assert self._table is not None  # noqa: S101  (connected)
-        _publisher.arm(self._table.slots, self._table.lines, namespace_offset_ns())
-        self._table.close()
+        if self._table is None:  # until there is one
+            try:
+                arm_without_kernel()
+            except OSError as error:
+                raise UnsupportedError("publishing contexts", error.strerror or str(error)) from error
+        else:
+            _publisher.arm(self._table.slots, self._table.lines, namespace_offset_ns())
+            self._table.close()
         self._alarm = _socket_pair()
         self._ended.acquire()
         _start_thread(self._follow, ())
@@ -138,11 +162,13 @@ class AgentSide:
             alarm[0].send(b"x")
         if link is not None:
             link.end()
-        if alarm is not None and self._ended.acquire(timeout=_JOIN_S):
+        # once: a thread that is stuck is not waited for again
+        if alarm is not None and not self._left and self._ended.acquire(timeout=_JOIN_S):
             self._ended.release()
             for end in alarm:
                 end.close()
             self._alarm = None
+        self._left = True
         if link is not None:
             link.close()
         if self._table is not None:
@@ -195,21 +221,32 @@ class AgentSide:
 
     def _come_back(self) -> bool:
         """Register again, when there is an agent again; False when that is not to be."""
-        self.away = True
-        self._on_away()
-        logger.warning("the agent at %s went away; publishing goes on, kernel spans come when it is back", self.path)
-        pause = _FIRST_PAUSE_S
-        while not self._wait(pause):
+        if not self.away:
+            self.away = True
+            self._on_away()
+            if time.monotonic() - self._back_at >= _STEADY_S:
+                self._pause, self._told = _FIRST_PAUSE_S, False
+                self._tell()
+        while not self._wait(self._pause * random.uniform(0.5, 1.0)):  # noqa: S311  (applications not all at once)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE_S)
             try:
                 link = AgentLink(self.path, self._token)
             except EbpftraceError as error:
                 if not unreachable(error):
                     logger.warning("the agent is back, and kernel tracing stays off: %s", error)
                     return False
-                pause = min(pause * 2, _LONGEST_PAUSE_S)
+                self._tell()  # one that only comes and goes is not told of each time
                 continue
             return self._adopt(link)
         return False
+
+    def _tell(self) -> None:
+        """Say once of an outage that it began."""
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "the agent at %s went away; publishing goes on, kernel spans come when it is back", self.path
+            )
 
     def _wait(self, seconds: float) -> bool:
         """Wait; True when it is over meanwhile."""
@@ -224,6 +261,7 @@ class AgentSide:
     def _adopt(self, link: AgentLink) -> bool:
         with self._lock:
             if self._closed:
+                link.table.close()
                 link.close()
                 return False
             if self._link is not None:
@@ -237,7 +275,9 @@ class AgentSide:
             self._take_programs(link.welcome.programs)
         self.away = False
         self.reconnects += 1
-        logger.warning("the agent at %s is back", self.path)
+        if self._told:
+            logger.warning("the agent at %s is back", self.path)
+        self._told, self._back_at = False, time.monotonic()
         return True
 
 

@@ -29,10 +29,12 @@ class Registrar:
     """A registry that runs.
 
     Args:
-        settings: of `RegistryOptions`, with `allow` and `deny` as texts of user ids.
+        settings: of `RegistryOptions`, with `allow` and `deny` as texts of user ids, and lists of groups.
     """
 
-    def __init__(self, *, allow="*", deny="", pin_dir="", programs=None, directory=None, **settings):
+    def __init__(
+        self, *, allow="*", deny="", allow_gids=(), deny_gids=(), pin_dir="", programs=None, directory=None, **settings
+    ):
         from ebpftrace.agent.registry import Registry, RegistryOptions
         from ebpftrace.agent.registry_policy import Policy, Rule
         from ebpftrace.programs.core import Core
@@ -44,8 +46,8 @@ class Registrar:
         self.core = Core()
         self.core.load()
         policy = Policy(
-            Rule.parse("allow", allow.split(",") if allow else [], [], []),
-            Rule.parse("deny", deny.split(",") if deny else [], [], []),
+            Rule.parse("allow", allow.split(",") if allow else [], allow_gids, []),
+            Rule.parse("deny", deny.split(",") if deny else [], deny_gids, []),
         )
         options = RegistryOptions(path=self.path, pin_dir=pin_dir, policy=policy, **settings)
         try:

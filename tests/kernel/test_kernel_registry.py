@@ -194,6 +194,22 @@ def test_policy(settings, uid, says):
     assert (says or "") in answer.get("text", "")
 
 
+def test_supplementary_group():
+    """A supplementary group allows, or denies, as the effective one does."""
+
+    def member(path):
+        os.setgroups([4242])
+        os.setresuid(1234, 1234, 1234)
+        yield ask(connect(path), hello())[0]["type"]
+
+    said = []
+    for rules in ({"allow_gids": ["4242"], "allow": ""}, {"deny_gids": ["4242"]}):
+        with registrar(**rules) as agent, Child(member, agent.path, uid=0) as child:
+            said.append(child.next())
+
+    assert ["welcome", "refused"] == said
+
+
 def test_programs_change():
     """A registered process is told which programs act when that changes."""
 

@@ -112,13 +112,38 @@ def test_fork(tmp_path, socket_path):
 
 
 def test_no_agent(socket_path):
-    """Without an agent the application runs untraced, and one log line says what is missing."""
+    """Without the agent that it names the application runs untraced, and one log line says what is missing."""
     outcome = run(refused, str(socket_path), prefix=NOBODY)
+    [line] = outcome.log
 
-    assert not outcome.value["active"]
-    assert "there is no such socket" in outcome.value["reason"]
-    assert [f"WARNING kernel tracing is off: {outcome.value['reason']}"] == outcome.log
+    assert outcome.value["active"]
+    assert line.startswith(f"WARNING the agent at {socket_path}")
+    assert "there is no such socket" in line
     assert {} == named(outcome.value["spans"], "job")["times"]
+
+
+def test_agent_later(tmp_path, socket_path):
+    """An application that was there before the agent that it names is traced from when that comes."""
+    ready = socket_path.parent / "ready"
+    socket_path.parent.chmod(0o777)
+    with running(HttpCollector()) as collector:
+        options = ("--config-names", "sched-trace", "--socket", str(socket_path), "--allow-uid", "65534")
+        outcomes = []
+        application = threading.Thread(
+            target=lambda: outcomes.append(run(on, str(socket_path), 60, str(ready), prefix=NOBODY, timeout_s=90))
+        )
+        application.start()
+        assert machine.until(ready.exists, 30)
+        with agent(tmp_path, *options, "--pin-dir", "", endpoint=collector.url):
+            application.join()
+        spans = of(plain(collector), "sched")
+    [outcome] = outcomes
+    last = [each for each in outcome.value["spans"] if each[0] == "last"]
+
+    assert f"WARNING the agent at {socket_path} is back" == outcome.log[-1]
+    assert 2 == len(outcome.log)
+    assert {each[1] for each in last[1:]} <= {each["parent"] for each in spans}
+    assert all(each[2].get("sleep", 0) > 45e6 for each in last[1:])
 
 
 def test_refused(tmp_path, socket_path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import resource
@@ -227,6 +228,76 @@ def test_silent_connections():
     assert snapshot.refused["busy"] > 100
 
 
+def shouts(path, number):
+    """So many connections at once, each with its hello; then what became of each."""
+    made = [connect(path) for _ in range(number)]
+    for connection in made:
+        connection.send(hello())
+    yield number
+    found = []
+    for connection in made:
+        try:
+            found.append(json.loads(socket.recv_fds(connection, 16384, 8)[0])["type"])
+        except ConnectionResetError:
+            found.append("reset")
+    yield found
+
+
+def test_refusals_arrive():
+    """Who is turned away while everything is taken reads why, though its hello was not answered."""
+    held = threading.Event()
+    with registrar() as agent, Child(shouts, agent.path, 40) as child:
+        connections = agent.registry._connections
+        handle, connections._most = connections.handle, 0
+        connections.handle = lambda fd: held.wait() and handle(fd)
+        child.next()
+        held.set()
+        found = child.next()
+        snapshot = agent.snapshot()
+
+    assert ["refused"] * 40 == found
+    assert 40 == snapshot.refused["busy"]
+
+
+def test_hello_in_time():
+    """A hello that has come is read before its sender is told that none came in time."""
+    with registrar() as agent, Child(shouts, agent.path, 1) as child:
+        connections = agent.registry._connections
+        read, handle, listener = connections._read, connections.handle, connections._listener.fileno()
+        connections._read = lambda *_: None
+        connections.handle = lambda fd: handle(fd) if fd == listener else None  # nobody comes to it
+        child.next()
+        machine.until(lambda: agent.snapshot().connections == 1)
+        connections._read = read
+        for waiting in list(connections._waiting.values()):
+            waiting.deadline = 0.0
+        found = child.next()
+
+    assert ["welcome"] == found
+
+
+def test_half_open_places(monkeypatch):
+    """When all places for silent connections are taken the oldest of them has to go, not who comes."""
+    monkeypatch.setattr(registry_connections, "HALF_OPEN", 8)
+    with registrar() as agent, Child(silent, agent.path) as child:
+        child.next()
+        answer = once(lambda: ask(connect(agent.path), b"no hello")[0], uid=OTHER)
+        most = len(agent.registry._connections._waiting)
+
+    assert "protocol" == answer["reason"]
+    assert most <= 8
+
+
+def test_not_allowed_early():
+    """A user that is not allowed holds no place for silent connections."""
+    with registrar(allow="1") as agent, Child(silent, agent.path) as child:
+        child.next()
+        snapshot = agent.snapshot()
+
+    assert 0 == snapshot.connections
+    assert snapshot.refused["policy"] > 100
+
+
 def garbage(path):
     """Send what is no hello; return what came back for each."""
     packets = {
@@ -336,6 +407,7 @@ def test_churn():
     """Thousands of registrations of one user are slowed down, leave nothing behind, and do not touch another's."""
     with registrar() as agent, Child(staying, agent.path, uid=OTHER) as innocent:
         innocent.next()
+        machine.until(lambda: descriptors() == (time.sleep(0.05), descriptors())[1])  # it closes what it has sent
         before = descriptors()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         reasons = once(churn, agent.path, 600)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,36 @@ def test_policy():
     assert "" == Policy(rule(gids=["27"])).why_not(SOMEBODY)
     assert "is denied" in Policy(rule(uids=["*"]), rule(gids=["27"])).why_not(SOMEBODY)
     assert "is denied" in Policy(deny=rule(uids=["0"])).why_not(root)
+
+
+def test_policy_unknown():
+    """What cannot be read of a process may be what is denied."""
+    nameless = Peer(0, 1000, (1000,))
+    groupless = Peer(7, 1000, (1000,), ("/",), all_groups=False)
+
+    assert "--deny-cgroup" in Policy(rule(uids=["*"]), rule(cgroups=["/user.slice*"])).why_not(nameless)
+    assert "--deny-gid" in Policy(rule(uids=["*"]), rule(gids=["27"])).why_not(groupless)
+    assert "" == Policy(rule(uids=["*"])).why_not(nameless)
+    assert "" == Policy(rule(uids=["*"])).why_not(groupless)
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (Policy(), "is not allowed"),
+        (Policy(rule(uids=["1000"])), ""),
+        (Policy(rule(cgroups=["/system.slice/*"])), ""),
+        (Policy(rule(cgroups=["/system.slice/*"]), rule(uids=["1000"])), "is denied"),
+        (Policy(rule(uids=["1000"]), rule(cgroups=["/user.slice*"])), ""),
+        (Policy(rule(uids=["1001"]), rule(cgroups=["/user.slice*"])), "is not allowed"),
+    ],
+)
+def test_policy_early(policy, says):
+    """Users that are refused whatever their cgroup is are refused before they say anything."""
+    why = policy.why_never(replace(SOMEBODY, cgroups=()))
+
+    assert bool(says) == bool(why)
+    assert says in why
 
 
 class Clock:
