@@ -65,7 +65,11 @@ class Pins:
                 raise _unsupported(directory, f"{directory.parent} is in no BPF file system")
             with contextlib.suppress(FileExistsError):
                 directory.mkdir(mode=0o700)
-            found = directory.stat()
+            found = directory.lstat()  # a link could be turned to another place later
+            if not stat.S_ISDIR(found.st_mode):
+                raise _unsupported(directory, "it is no directory")
+            if not _is_bpf_fs(directory):
+                raise _unsupported(directory, "another file system is mounted there")
         except OSError as error:
             raise _unsupported(directory, f"{error.filename or directory}: {error.strerror}") from error
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -15,9 +17,11 @@ import machine
 import pytest
 from registrar import Child, ask, connect, hello, mounted_bpf_fs, once, registrar
 
+from ebpftrace.agent import registry_desk
 from ebpftrace.agent.registry_limits import Quotas
+from ebpftrace.agent.registry_pins import Pins
 from ebpftrace.agent.registry_tables import Table, Tables
-from ebpftrace.errors import CommandError
+from ebpftrace.errors import BpfError, CommandError, UnsupportedError
 from ebpftrace.programs.core import Core
 
 
@@ -80,6 +84,35 @@ def test_agent_in_pid_namespace():
         assert child.pid == identity
         assert len(in_force) == 1
         assert inner < 10 < in_force[0]
+
+
+@pytest.mark.parametrize(("inside", "expected"), [(False, "welcome"), (True, "failed")], ids=["outside", "inside"])
+def test_identity_unknown(monkeypatch, inside, expected):
+    """Where the kernel does not tell who connected, SO_PEERCRED does, but not in a pid namespace: it has other ids."""
+
+    def fails(_):
+        raise BpfError("run", errno=errno.EOPNOTSUPP)
+
+    monkeypatch.setattr(registry_desk, "_in_first_pid_namespace", lambda: not inside)
+    with registrar() as agent, Child(registered, agent.path) as child:
+        agent.registry._kernel.identify = fails
+        answer = child.next()
+        in_force = agent.in_force()
+
+        assert expected == answer.get("reason", answer["type"])
+        assert (set() if inside else {child.pid}) == in_force
+
+
+def test_pid_namespace_known():
+    """The agent knows whether it is in a pid namespace of its own."""
+
+    def inside():
+        yield registry_desk._in_first_pid_namespace()
+
+    with Child(inside, uid=0, pid_namespace=True) as child:
+        there = child.next()
+
+    assert not there
 
 
 def test_shared_bit():
@@ -373,6 +406,31 @@ def test_pin_directory_of_others(bpf_fs):
 
     assert "welcome" == welcome["type"]
     assert [] == list(pins.iterdir())
+
+
+def test_pin_directory_linked(bpf_fs):
+    """A link in place of the directory is not followed: it could lead elsewhere tomorrow."""
+    elsewhere = bpf_fs / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    (bpf_fs / "ebpftrace").symlink_to(elsewhere)
+    with registrar(pin_dir=str(bpf_fs / "ebpftrace")) as agent, Child(registered, agent.path) as child:
+        welcome = child.next()
+        left = list(elsewhere.iterdir())
+
+    assert "welcome" == welcome["type"]
+    assert [] == left
+
+
+def test_pin_directory_mounted_over(bpf_fs):
+    """A directory over which another file system is mounted is not used, and said."""
+    pins = bpf_fs / "ebpftrace"
+    pins.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700", "tmpfs", pins], check=True)
+    try:
+        with pytest.raises(UnsupportedError, match="another file system"):
+            Pins(pins)
+    finally:
+        subprocess.run(["umount", pins], check=True)
 
 
 def test_no_bpf_fs(tmp_path):
