@@ -192,6 +192,8 @@ class Registry:
         ready = epoll.poll(0 if self._untidy else _TICK_S)
         self._look_for_execs()  # first: who has a new binary registers anew after that
         for fd, _ in ready:
+            if self._stopping:
+                return
             if fd == self._wake:
                 os.eventfd_read(self._wake)
                 self._publish_programs()

@@ -318,6 +318,24 @@ def test_close_many():
     assert (0, 0, 16) == (snapshot.processes, snapshot.connections, snapshot.forgotten["ended"])
 
 
+def test_close_busy():
+    """The end of the agent comes before whatever else is to be done in a round."""
+    with registrar() as agent, contextlib.ExitStack() as stack:
+        children = [stack.enter_context(Child(registered, agent.path)) for _ in range(16)]
+        for child in children:
+            child.next()
+        connections = agent.registry._connections
+        handle = connections.handle
+        connections.handle = lambda fd: (time.sleep(0.5), handle(fd))
+        for child in children:
+            child.next()  # it closes its connection
+        agent.registry.close(60)
+        forgotten = agent.snapshot().forgotten
+
+    assert 16 == forgotten["closed"] + forgotten["ended"]
+    assert forgotten["ended"] > 8
+
+
 def test_close_stuck(caplog):
     """The end of the agent does not wait for ever for a registry that is stuck."""
     held = threading.Event()

@@ -124,13 +124,14 @@ def test_exec():
 
 def test_exec_while_busy():
     """Programs look for no table of a process that executed another binary, however long the agent is busy."""
-    held = threading.Event()
+    begun, held = threading.Event(), threading.Event()
     with registrar() as agent, Child(keeps_connection_over_exec, agent.path) as child:
         child.next()
         before = agent.bit(child.pid)
         identify = agent.registry._desk.identify
-        agent.registry._desk.identify = lambda *args: held.wait() and identify(*args)
+        agent.registry._desk.identify = lambda *args: (begun.set(), held.wait(), identify(*args))[-1]
         with connect(agent.path):
+            begun.wait()
             os.write(child._commands, b"x")
             machine.until(lambda: not agent.bit(child.pid))
             busy = (agent.bit(child.pid), agent.snapshot().forgotten["exec"])
