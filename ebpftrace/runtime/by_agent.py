@@ -17,12 +17,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ebpftrace.context import _publisher
+from ebpftrace.context import _publisher, own_table
 from ebpftrace.context.agent_link import AgentLink, AwayError, RefusedError, Table, unreachable
 from ebpftrace.context.registration import DEFAULT_SOCKET, Programs
 from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.kernel.ringbuf import name_thread
-from ebpftrace.runtime.process_context import arm_without_kernel
 from ebpftrace.spans.clock import namespace_offset_ns
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class AgentSide:
         """Publish into the table, and follow what the agent says from now on."""
         if self._table is None:  # until there is one
             try:
-                arm_without_kernel()
+                own_table.arm()
             except OSError as error:
                 raise UnsupportedError("publishing contexts", error.strerror or str(error)) from error
         else:
@@ -237,7 +236,10 @@ class AgentSide:
                     return False
                 self._tell()  # one that only comes and goes is not told of each time
                 continue
-            return self._adopt(link)
+            try:
+                return self._adopt(link)
+            except OSError as error:  # no memory: what is published stays where it is
+                logger.warning("the agent's table cannot be mapped: %s", error.strerror)
         return False
 
     def _tell(self) -> None:
@@ -264,14 +266,17 @@ class AgentSide:
                 link.table.close()
                 link.close()
                 return False
-            if self._link is not None:
-                self._link.close()
-            self._link, self._token = link, link.welcome.token
             # also when the slots are the same: threads begin new accounts, and spans that span the gap get none
             try:
                 _publisher.rearm(link.table.slots, link.table.lines, namespace_offset_ns())
+            except OSError:
+                link.close()
+                raise
             finally:
                 link.table.close()
+            if self._link is not None:
+                self._link.close()
+            self._link, self._token = link, link.welcome.token
             self._take_programs(link.welcome.programs)
         self.away = False
         self.reconnects += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -191,8 +192,7 @@ class Link:
 def test_comes_and_goes(path, caplog, monkeypatch):
     """An agent that comes and goes all the time is asked less and less often, and is one line of the log."""
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(by_agent._publisher, "arm", lambda *_: None)
-    monkeypatch.setattr(by_agent._publisher, "disarm", lambda: None)
+    monkeypatch.setattr(by_agent._publisher, "rearm", lambda *_: None)
     monkeypatch.setattr(by_agent, "AgentLink", lambda *_: Link())
     made, _ = side(path)
     pauses = []
@@ -204,6 +204,26 @@ def test_comes_and_goes(path, caplog, monkeypatch):
     assert ["went aw", "is back"] == lines
     assert all(2.5 <= pause <= 5.0 for pause in pauses[5:])
     assert pauses[0] <= 0.25
+
+
+def test_no_memory(path, caplog, monkeypatch):
+    """A table that cannot be mapped is let go of, with a log line, and the agent is asked once more."""
+    links = [Link(), Link()]
+    asked = iter(links)
+
+    def rearm(*_):
+        if not links[0].closed:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(by_agent._publisher, "rearm", rearm)
+    monkeypatch.setattr(by_agent, "AgentLink", lambda *_: next(asked))
+    made, _ = side(path)
+    monkeypatch.setattr(made, "_wait", lambda seconds: False)
+
+    assert made._come_back()
+    assert [2, 1] == [link.closed for link in links]
+    assert links[1] is made._link
+    assert "the agent's table cannot be mapped: Cannot allocate memory" in caplog.text
 
 
 def test_closed_meanwhile(path):
