@@ -11,6 +11,7 @@ import pytest
 from harness import App, kernel, named, own, run
 
 SHORT_MS, LONG_MS = 2, 30
+EDGE_MS = 20  # between both: the kernel counts from when the thread is off the CPU, which is later than when it asked
 MS = 1_000_000
 
 
@@ -102,8 +103,8 @@ def test_right_parent(work, loop):
     short, long = waits(run(work, loop, "auto").value["spans"])
 
     assert (15, 15) == (len(short), len(long))
-    assert [] == [wall for wall in short if wall >= LONG_MS]
-    assert [] == [wall for wall in long if wall < LONG_MS]
+    assert [] == [wall for wall in short if wall >= EDGE_MS]
+    assert [] == [wall for wall in long if wall < EDGE_MS]
 
 
 @pytest.mark.parametrize(("work", "loop"), LOOPS)
@@ -112,8 +113,8 @@ def test_no_wrong_parent(work, loop):
     short, long = waits(run(work, loop, "none").value["spans"])
 
     assert short
-    assert [] == [wall for wall in short if wall >= LONG_MS]
-    assert [] == [wall for wall in long if wall < LONG_MS]
+    assert [] == [wall for wall in short if wall >= EDGE_MS]
+    assert [] == [wall for wall in long if wall < EDGE_MS]
 
 
 @pytest.mark.parametrize(("work", "loop"), LOOPS)

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from harness import App, below, kernel, own, run
 
 
-def _work(app, name):
+def _work(app, name, seconds=0.002):
     """A traced span that notes its thread, and sleeps."""
     with app.traced(name, "sched") as span:
         span.set_attribute("tid", threading.get_native_id())
-        time.sleep(0.002)
+        time.sleep(seconds)
 
 
 def crowd():
@@ -95,7 +95,7 @@ def too_many():
         thread.join()
     full = app.session.stats()["publisher"]
     app.session.flush(10)  # so many threads can fill the ring; that is another test's
-    late = threading.Thread(target=_work, args=(app, "late"))
+    late = threading.Thread(target=_work, args=(app, "late", 0.1))  # a thread without a CPU for that long did not sleep
     late.start()
     late.join()
     stats = app.session.stats()
