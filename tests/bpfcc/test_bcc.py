@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bcc_spans import spans_of
 from compiler import COMPILING_S, error_of_bcc
 
 DEMOS = Path(__file__).parent.parent.parent / "demos/bcc"
@@ -26,18 +26,6 @@ load_bcc().BPF(text="#include <linux/sched.h>\\nint nothing(void *ctx) { return 
 """
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def spans_of(output):
-    """The spans of a file of OTLP JSON lines, attributes as a dict."""
-    found = []
-    for line in output.read_text().splitlines():
-        for resource in json.loads(line)["resourceSpans"]:
-            for scope in resource["scopeSpans"]:
-                found += scope["spans"]
-    for span in found:
-        span["attributes"] = {each["key"]: next(iter(each["value"].values())) for each in span.get("attributes", ())}
-    return found
 
 
 def repeat(action, process):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import select
@@ -18,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from bcc_spans import spans_of
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -35,16 +35,9 @@ PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 pytestmark = pytest.mark.timeout(600)
 
 
-def spans_of(output):
-    """The spans of a file of OTLP JSON lines, without the agent's own; attributes as a dict."""
-    found = []
-    for line in output.read_text().splitlines():
-        for resource in json.loads(line)["resourceSpans"]:
-            for scope in resource["scopeSpans"]:
-                found += scope["spans"]
-    for span in found:
-        span["attributes"] = {each["key"]: next(iter(each["value"].values())) for each in span.get("attributes", ())}
-    return [span for span in found if "ebpftrace.program" in span["attributes"]]
+def programs_spans(output):
+    """The spans of programs, without the agent's own."""
+    return [span for span in spans_of(output) if "ebpftrace.program" in span["attributes"]]
 
 
 @pytest.fixture
@@ -133,7 +126,7 @@ def test_no_btf(tmp_path, program, no_btf):
         daemon.ready("RELOADING=1")
         daemon.ready()
         subprocess.run(["cat", HOSTNAME], check=True)
-    spans, log = spans_of(daemon.output), daemon.log()
+    spans, log = programs_spans(daemon.output), daemon.log()
 
     [reason] = loaded_by_bcc(log)
     assert f"the kernel has no BTF: {BTF}/vmlinux cannot be read: No such file or directory" in reason
@@ -173,7 +166,7 @@ def test_no_object(tmp_path, program, perf_events):
 
     reasons = [line.strip() for line in loaded_by_bcc(daemon.log())]
     assert ["there is no opens-trace.bpf.o"] * 2 == reasons, daemon.log()
-    assert ["7", "8", "8"] == [each["marker"] for each in opened(spans_of(daemon.output))]
+    assert ["7", "8", "8"] == [each["marker"] for each in opened(programs_spans(daemon.output))]
     assert "opens-trace.bcc.c: does not compile" in daemon.log()
     assert re.search(r"opens-trace\.bcc\.c:\d+:\d+: error: ", daemon.log())
 
