@@ -134,7 +134,7 @@ class Storm:
         start, submitted = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - start) < seconds:
             while submitted < elapsed * rate:
-                lib.ebt_run_once(self._fd)
+                lib.ebt_run_once(self._fd, 0)
                 submitted += RECORDS_PER_RUN
             time.sleep(0.001)
         return submitted

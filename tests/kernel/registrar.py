@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -20,7 +21,9 @@ from pathlib import Path
 
 import machine
 
-NOBODY = 65534
+NOBODY, OTHER = 65534, 1234
+SLOTS = 64 * 1024
+"""Bytes of a table."""
 CLONE_NEWPID = 0x20000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -237,3 +240,15 @@ def mounted_bpf_fs(directory):
             subprocess.run(["umount", directory], check=True)
 
     return block()
+
+
+def staying(path):
+    """An innocent user's application: registers, and says after a while what is in its slots."""
+    connection = connect(path)
+    answer, fds = ask(connection, hello())
+    slots = mmap.mmap(fds[0], SLOTS)
+    slots[:4] = b"mine"
+    ids = [int(Path(f"/proc/self/fdinfo/{fd}").read_text().split("map_id:")[1].split()[0]) for fd in fds]
+    yield ids
+    yield [answer["type"], slots[:4].decode(), sum(slots[4:])]
+    connection.close()
