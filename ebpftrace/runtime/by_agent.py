@@ -8,12 +8,10 @@ exporter. Here remains publishing into the table, and the breakdown, read from i
 from __future__ import annotations
 
 import _socket  # as in context.agent_link
-import _thread
 import errno
 import logging
 import math
 import random
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from ebpftrace.context.registration import DEFAULT_SOCKET, Programs
 from ebpftrace.errors import BpfError, EbpftraceError, UnsupportedError
 from ebpftrace.kernel.ringbuf import name_thread
 from ebpftrace.spans.clock import namespace_offset_ns
+from ebpftrace.spans.green import real_thread_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,8 +86,9 @@ class AgentSide:
         self._table: Table | None = None
         self._token = ""
         self._closed = False
-        self._lock = _allocate_lock()  # a table must not be changed while, or after, it is taken down
-        self._ended = _allocate_lock()  # held by the thread
+        threads = real_thread_module()
+        self._lock = threads.allocate_lock()  # a table must not be changed while, or after, it is taken down
+        self._ended = threads.allocate_lock()  # held by the thread
         self._alarm: tuple[_socket.socket, _socket.socket] | None = None
         self._insists = wanted_first(settings)
         self._pause, self._back_at = _FIRST_PAUSE_S, -math.inf
@@ -136,7 +136,7 @@ class AgentSide:
             self._table.close()
         self._alarm = _socket_pair()
         self._ended.acquire()
-        _start_thread(self._follow, ())
+        real_thread_module().start_new_thread(self._follow, ())
 
     def bits(self) -> Mapping[str, int]:
         """Return the agent's programs and each one's bit of a context's mask."""
@@ -289,19 +289,3 @@ class AgentSide:
 def _socket_pair() -> tuple[_socket.socket, _socket.socket]:
     first, second = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     return first, second
-
-
-def _original(name: str) -> Any:
-    """A function of `_thread`, also where gevent has put its own: this thread has to be one."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        return monkey.get_original("_thread", name)
-    return getattr(_thread, name)
-
-
-def _allocate_lock() -> Any:
-    return _original("allocate_lock")()
-
-
-def _start_thread(function: Callable[..., None], args: tuple[object, ...]) -> None:
-    _original("start_new_thread")(function, args)

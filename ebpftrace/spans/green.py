@@ -103,7 +103,7 @@ def in_real_thread(function: Callable[..., T], *args: object) -> T:
             raised.append(error)
 
     pid = os.getpid()
-    _real_thread_module().start_new_thread(call, ())
+    real_thread_module().start_new_thread(call, ())
     while not (returned or raised):
         time.sleep(_LOOK_S)
         if os.getpid() != pid:  # another greenlet forked: this one is in the child too, the thread is not
@@ -116,7 +116,7 @@ def in_real_thread(function: Callable[..., T], *args: object) -> T:
 
 
 @functools.cache
-def _real_thread_module() -> ModuleType:
+def real_thread_module() -> ModuleType:
     """`_thread` as nobody has patched it: made anew."""
     spec = ModuleSpec("_thread", BuiltinImporter(), origin="built-in")
     module = module_from_spec(spec)
